@@ -1,0 +1,241 @@
+"""The Rust core of dsv4: owner of every block of KV memory, and planner of every step."""
+
+from collections.abc import Buffer, Sequence
+from typing import final
+
+__version__: str
+build_info: str
+
+@final
+class Geometry:
+    """What one model needs per block, per slot and per request; derived from the checkpoint's config.
+
+    ratios             compression ratio per layer, main layers first, then draft layers; each 0, 4 or 128
+    window             tokens of sliding window (W)
+    kv_data_bytes, kv_scale_bytes, kv_page_multiple   a KV row (576, 8, 576 for fp8_ds_mla at head_dim 512)
+    index_data_bytes, index_scale_bytes               an index row (64, 4 for FP4; 128, 4 for FP8)
+    c4_state_bytes, index_state_bytes, c128_state_bytes   state of one slot in one layer
+    block_tokens       256; a multiple of the least common multiple of the ratios
+    swa_block_tokens   64
+    """
+
+    def __new__(
+        cls,
+        *,
+        ratios: Sequence[int],
+        window: int,
+        kv_data_bytes: int,
+        kv_scale_bytes: int,
+        kv_page_multiple: int,
+        index_data_bytes: int,
+        index_scale_bytes: int,
+        c4_state_bytes: int,
+        index_state_bytes: int,
+        c128_state_bytes: int,
+        block_tokens: int = 256,
+        swa_block_tokens: int = 64,
+    ) -> Geometry: ...
+    @property
+    def full_block_bytes(self) -> int: ...
+    @property
+    def swa_block_bytes(self) -> int: ...
+    @property
+    def state_slot_bytes(self) -> int: ...
+    @property
+    def swa_page_bytes(self) -> int: ...
+    @property
+    def c4_page_bytes(self) -> int: ...
+    @property
+    def c128_page_bytes(self) -> int: ...
+    @property
+    def index_page_bytes(self) -> int: ...
+    @property
+    def bytes_per_token(self) -> float: ...
+    @property
+    def request_fixed_bytes(self) -> int: ...
+
+@final
+class PoolSizes:
+    """How many blocks of each group there are; id 0 of each group, the poison block, comes on top."""
+
+    def __new__(cls, *, full_blocks: int, swa_blocks: int, state_slots: int) -> PoolSizes: ...
+    @property
+    def full_blocks(self) -> int: ...
+    @property
+    def swa_blocks(self) -> int: ...
+    @property
+    def state_slots(self) -> int: ...
+
+@final
+class Limits:
+    """The largest legal step and queue. Everything is sized from these at start."""
+
+    def __new__(
+        cls,
+        *,
+        max_model_len: int,
+        max_num_requests: int,
+        max_num_tokens: int,
+        max_queued_requests: int,
+        max_queued_tokens: int,
+        vocab_size: int,
+        max_steps_in_flight: int = 1,
+        aging_steps: int = 256,
+    ) -> Limits: ...
+    # one read-only property per argument
+
+@final
+class MemoryPlan:
+    """Outcome of `plan_memory`: pool sizes, their bytes, and what they serve."""
+
+    @property
+    def sizes(self) -> PoolSizes: ...
+    @property
+    def full_bytes(self) -> int: ...
+    @property
+    def swa_bytes(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
+    @property
+    def transient_swa_blocks(self) -> int: ...
+    @property
+    def max_request_tokens(self) -> int:
+        """The longest request (prompt and output) that these pools can hold alone."""
+    def capacity(self, context: int) -> int:
+        """Requests of `context` tokens that run at once."""
+
+def plan_memory(geometry: Geometry, limits: Limits, total_bytes: int) -> MemoryPlan:
+    """How many blocks of each group fit in `total_bytes`, poison blocks included. Raises ConfigError with the numbers."""
+
+@final
+class Field:
+    """One array of a step inside the lent buffer."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Capacity; a step uses the leading part. Always int32, always at a multiple of 64 bytes."""
+
+@final
+class Plan:
+    """One decided step. Its arrays are in the lent buffer; these are the scalars."""
+
+    @property
+    def step_id(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_c4(self) -> int: ...
+    @property
+    def num_c128(self) -> int: ...
+    @property
+    def num_prefill_tokens(self) -> int: ...
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def request_ids(self) -> list[int]:
+        """Request of each row, in row order."""
+    @property
+    def sample_request_ids(self) -> list[int]:
+        """Request of each sampled row, in the order of `sample_tokens`."""
+    @property
+    def sample_positions(self) -> list[int]:
+        """How many tokens each sampled request had generated before this step (0 for its first token)."""
+
+@final
+class StepDone:
+    """Event: a step completed. tokens[i] belongs to sample i of that plan; non_finite lists samples with NaN or inf."""
+
+    def __new__(cls, step_id: int, tokens: Sequence[int], non_finite: Sequence[int] = ()) -> StepDone: ...
+
+@final
+class Stopped:
+    """Event: the text layer found a stop string; the request ends as if by a stop token."""
+
+    def __new__(cls, request_id: int) -> Stopped: ...
+
+@final
+class Tick:
+    """Event: time passed; microseconds of a monotonic clock."""
+
+    def __new__(cls, now_us: int) -> Tick: ...
+
+@final
+class Outcome:
+    """What `advance` settled: one entry per token that counts, in sample order, then requests that ended otherwise."""
+
+    @property
+    def request_ids(self) -> list[int]: ...
+    @property
+    def tokens(self) -> list[int]:
+        """The token, or -1 where a request ended without one."""
+    @property
+    def finished(self) -> list[int]:
+        """0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation."""
+
+@final
+class Core:
+    """Plan out, events in. Thread-safe; every call is short; no call blocks."""
+
+    def __new__(cls, geometry: Geometry, sizes: PoolSizes, limits: Limits) -> Core: ...
+    @property
+    def step_fields(self) -> list[Field]:
+        """The step layout: every array, its capacity and offset."""
+    @property
+    def step_bytes(self) -> int: ...
+    @property
+    def layout_hash(self) -> str: ...
+    def submit(
+        self,
+        prompt: Sequence[int] | Buffer,
+        *,
+        max_tokens: int,
+        min_tokens: int = 0,
+        stop_token_ids: Sequence[int] = (),
+        priority: int = 0,
+    ) -> int:
+        """Validates and enqueues; returns the request id. Raises InvalidRequest or QueueFull, changing nothing."""
+    def plan(self, memory: Buffer) -> Plan | None:
+        """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64)."""
+    def advance(self, events: Sequence[StepDone | Stopped | Tick]) -> Outcome: ...
+    def abort(self, request_id: int) -> bool:
+        """True if it was waiting or running. Idempotent; an unknown id is False."""
+    def stats(self) -> dict[str, int]:
+        """num_running, num_waiting, num_queued_tokens, num_preemptions, and {full,swa,state}_{free,open,retired,...}."""
+    def explain(self, request_id: int) -> str: ...
+    def audit(self) -> None:
+        """Raises Violation unless every block is in exactly one place."""
+    def shutdown(self) -> None: ...
+
+def check_sampling(
+    *,
+    num_prompt_tokens: int,
+    max_model_len: int,
+    max_request_tokens: int,
+    vocab_size: int,
+    max_tokens: int | None,
+    min_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    repetition_penalty: float,
+    logit_bias: Sequence[tuple[int, float]],
+    allowed_token_ids: Sequence[int] | None,
+    seed: int | None,
+    n: int,
+    stop: Sequence[str],
+    stop_token_ids: Sequence[int],
+    logprobs: int | None,
+    max_logprobs: int = 20,
+) -> int:
+    """The one validator behind every door. Returns max_tokens resolved; raises InvalidRequest naming the field."""
