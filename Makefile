@@ -1,0 +1,100 @@
+# One target per intention. `make` alone prints what there is.
+#
+#   PYTHON       interpreter that makes .venv, 3.11 or newer         make test PYTHON=python3.12
+#   TORCH_INDEX  package index to take torch from before the rest    make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   SERVE        arguments of the server                             make serve SERVE='--port 9000'
+#   T            what pytest runs                                    make pytest T=tests/core
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+SERVE ?= --host 127.0.0.1 --port 8000
+T ?= tests
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+STAMPS := $(VENV)/stamps
+
+# maturin sets the first of these; cargo gets them too, so that neither undoes the other's build of pyo3.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+## ------------------------------------------------------------------ run
+
+help: ## print this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: build ## build, and serve the embedded demo model at http://127.0.0.1:8000/v1
+	$(BIN)/python -m dsv4.serve demo $(SERVE)
+
+build: $(STAMPS)/built ## build the core and install dsv4 into .venv, editable
+
+## ------------------------------------------------------------------ test
+
+test: cargo-test pytest ## run every test, Rust and Python
+
+cargo-test: $(STAMPS)/venv ## run the tests of the Rust crates
+	@if command -v cargo-nextest >/dev/null; \
+	then cargo nextest run --workspace --release --locked; \
+	else cargo test --workspace --release --locked --tests; fi
+	cargo test --release --locked --doc -p dsv4-core
+
+pytest: build $(STAMPS)/test ## run the Python tests (T=path for some of them)
+	$(BIN)/python -m pytest $(T)
+
+check: build $(STAMPS)/test $(STAMPS)/lint ## lint and type-check everything, change nothing
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/stubtest dsv4._core
+
+format: $(STAMPS)/lint ## rewrite the sources as the formatters want them
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: build $(STAMPS)/bench ## print the speed of the core, the model and the server on this CPU
+	$(BIN)/python benches/run.py
+
+sizes: ## print the ten longest functions and files of each language
+	@$(PYTHON) scripts/sizes.py
+
+## ------------------------------------------------------------------ ship
+
+wheel: $(STAMPS)/venv ## build dist/*.whl: one extension for every CPython from 3.11
+	rm -rf dist
+	$(BIN)/maturin build --release --locked --out dist --compatibility $(shell $(PYTHON) scripts/wheel_policy.py)
+
+test-wheel: wheel ## install that wheel into a fresh environment and serve from it
+	$(PYTHON) scripts/try_wheel.py dist/*.whl
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) dist target
+
+## ------------------------------------------------------------------ what the targets need
+
+$(STAMPS)/venv: 
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsv4 needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1' 'maturin>=1.9.4,<2'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/built: $(STAMPS)/venv pyproject.toml $(RUST)
+	$(if $(TORCH_INDEX),$(PIP) 'torch>=2.11' --index-url $(TORCH_INDEX))
+	$(BIN)/maturin develop --release --locked
+	@touch $@
+
+$(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pyproject.toml
+	$(PIP) --group $*
+	@touch $@
+
+.PHONY: help serve build test cargo-test pytest check format bench sizes wheel test-wheel clean

@@ -1,0 +1,70 @@
+"""The serving engine for DeepSeek-V4, and for nothing else.
+
+`LLM` is the synchronous door and `AsyncEngine` the asyncio one; both run in this process. Importing this package
+imports neither torch nor the engine: that happens when one of the two is first named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from dsv4.config.engine import EngineConfig
+from dsv4.errors import (
+    CheckpointError,
+    ConfigError,
+    Dsv4Error,
+    EngineClosed,
+    InvalidRequest,
+    QueueFull,
+    RequestFailed,
+    UnsupportedModel,
+    Violation,
+)
+from dsv4.types import Delta, FinishReason, SamplingParams, TokenLogprob, ToolCallDelta
+
+if TYPE_CHECKING:
+    from dsv4.engine.engine import LLM, AsyncEngine
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CheckpointError",
+    "ConfigError",
+    "Delta",
+    "Dsv4Error",
+    "EngineClosed",
+    "EngineConfig",
+    "FinishReason",
+    "InvalidRequest",
+    "QueueFull",
+    "RequestFailed",
+    "SamplingParams",
+    "TokenLogprob",
+    "ToolCallDelta",
+    "UnsupportedModel",
+    "Violation",
+    "__version__",
+]
+
+_LAZY = {"LLM": "dsv4.engine.engine", "AsyncEngine": "dsv4.engine.engine"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is expensive when it is first used (PEP 562)."""
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    elif name == "__version__":
+        value = version("dsv4")
+    else:
+        msg = f"module 'dsv4' has no attribute {name!r}"
+        raise AttributeError(msg)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
