@@ -70,9 +70,10 @@ sizes: ## print the ten longest functions and files of each language
 
 ## ------------------------------------------------------------------ ship
 
-wheel: $(STAMPS)/venv ## build dist/*.whl: one extension for every CPython from 3.11
+wheel: $(STAMPS)/venv ## build dist/*.whl: every CPython from 3.11, any Linux from glibc 2.28
+	$(PIP) 'maturin[zig]>=1.9.4,<2'
 	rm -rf dist
-	$(BIN)/maturin build --release --locked --out dist --compatibility $(shell $(PYTHON) scripts/wheel_policy.py)
+	$(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
 
 test-wheel: wheel ## install that wheel into a fresh environment and serve from it
 	$(PYTHON) scripts/try_wheel.py dist/*.whl
