@@ -1,0 +1,1 @@
+"""Rows of the packed, paged caches: store and gather."""

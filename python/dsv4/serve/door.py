@@ -1,0 +1,74 @@
+"""What every route needs: the engine, the settings, who may enter, and whether the server still takes work."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import TYPE_CHECKING
+
+from dsv4.serve.metrics import DoorMetrics
+from dsv4.serve.replies import Refusal, draining
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dsv4.serve.engine import Engine
+    from dsv4.serve.exchange import Exchange
+    from dsv4.serve.settings import ServeSettings
+
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
+
+
+class Door:
+    """State of one server.
+
+    draining   set by the first signal: new requests are refused, running ones finish
+    clock      seconds on a monotonic clock
+    """
+
+    def __init__(self, engine: Engine, settings: ServeSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.clock = clock
+        self.started_at = int(time.time())
+        self.draining = False
+        self.metrics = DoorMetrics(engine.info.served_name)
+        self._digests = [_digest(key.encode()) for key in settings.api_keys]
+
+    def admit(self, exchange: Exchange) -> None:
+        """Lets a request in, or raises Refusal (401). Runs before the router looks at the path, for every path.
+
+        The probes are let in without a key, and learn no details then.
+        """
+        exchange.authenticated = not self._digests or self._knows(exchange)
+        if exchange.authenticated or exchange.path in OPEN_PATHS:
+            return
+        message = "A valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        raise Refusal(401, "invalid_api_key", message, headers=((b"www-authenticate", b"Bearer"),))
+
+    def _knows(self, exchange: Exchange) -> bool:
+        key = exchange.header(b"x-api-key")
+        authorization = exchange.header(b"authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(b" ")
+            key = token.strip() if scheme.lower() == b"bearer" else None
+        digest = _digest(key if key is not None else b"")
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return key is not None and any(matches)
+
+    def take_work(self) -> None:
+        """Raises Refusal (503) when no new work may begin."""
+        if self.draining:
+            raise draining()
+
+    def check_model(self, name: str | None) -> None:
+        """Raises Refusal (404) for a model that is not served here."""
+        served = self.engine.info.served_name
+        if name is not None and name != served:
+            message = f"The model {name[:128]!r} is not served here; the model of this server is {served!r}."
+            raise Refusal(404, "model_not_found", message, param="model")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
