@@ -63,7 +63,7 @@ format: $(STAMPS)/lint ## rewrite the sources as the formatters want them
 	$(BIN)/ruff format
 
 bench: build $(STAMPS)/bench ## print the speed of the core, the model and the server on this CPU
-	$(BIN)/python benches/run.py
+	$(BIN)/python -m benches.run
 
 sizes: ## print the ten longest functions and files of each language
 	@$(PYTHON) scripts/sizes.py
