@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -83,3 +84,133 @@ class Delta(msgspec.Struct, frozen=True):
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     num_reasoning_tokens: int = 0
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One whole tool call; `arguments` is the JSON that the model wrote."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice of one prompt, whole.
+
+    prompt_index  which of the prompts
+    index         which of its n choices
+    text          the content; reasoning and tool calls are found only in answers to a chat
+    """
+
+    prompt_index: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
+
+
+class ChatResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a chat: its choices (one unless n says otherwise), and the first one's parts by name.
+
+    warnings  oddities of the conversation that were tolerated
+    """
+
+    choices: tuple[Completion, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """What was said."""
+        return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought before."""
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Which tools are called."""
+        return self.choices[0].tool_calls
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ended."""
+        return self.choices[0].finish_reason
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation before it is encoded.
+
+    messages   in the official encoder's words: role, content, tool_calls, tool_call_id, reasoning_content, task, tools
+    tools      function tools of the whole request, as the API writes them; () also when tool_choice is "none"
+    thinking   None follows the engine's default
+    effort     None follows the engine's default; "none" switches thinking off
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    thinking: bool | None = None
+    effort: Effort | None = None
+
+
+class RenderedChat(msgspec.Struct, frozen=True, kw_only=True):
+    """An encoded conversation: what `open` takes for a chat, and what it must know to read the answer.
+
+    token_ids   the prompt
+    thinking    the answer begins inside the thinking text
+    tools       the declared functions, name -> JSON schema of its parameters
+    warnings    oddities that were tolerated, for people
+    """
+
+    token_ids: tuple[int, ...]
+    thinking: bool = False
+    tools: dict[str, dict[str, Any]] = {}
+    warnings: tuple[str, ...] = ()
+
+
+Prompt = str | Sequence[int] | RenderedChat
+"""What can be continued: raw text, token ids, or an encoded conversation (whose answer is parsed)."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether an engine makes progress (alive), takes requests (ready), and if not, why."""
+
+    alive: bool
+    ready: bool
+    reason: str | None = None
+
+
+class DrainReport(msgspec.Struct, frozen=True):
+    """How a drain ended."""
+
+    num_finished: int
+    num_aborted: int
+    seconds: float
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known once an engine runs.
+
+    generation       "preview" or "0731": which reasoning efforts the checkpoint's encoder knows
+    efforts          the efforts that a request may name
+    default_effort   what a request that names none gets
+    fingerprint      hash of model, version, kernels and numerics: `system_fingerprint` of the API
+    report           the startup report: ten (name, value) lines for people
+    """
+
+    served_name: str
+    max_model_len: int
+    vocab_size: int
+    generation: str
+    efforts: tuple[str, ...]
+    default_effort: str
+    fingerprint: str
+    report: tuple[tuple[str, str], ...]
