@@ -22,17 +22,32 @@ from dsv4.errors import (
     UnsupportedModel,
     Violation,
 )
-from dsv4.types import Delta, FinishReason, SamplingParams, TokenLogprob, ToolCallDelta
+from dsv4.types import (
+    ChatRequest,
+    ChatResult,
+    Completion,
+    Delta,
+    FinishReason,
+    RenderedChat,
+    SamplingParams,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 
 if TYPE_CHECKING:
-    from dsv4.engine.engine import LLM, AsyncEngine
+    from dsv4.engine.engine import AsyncEngine
+    from dsv4.engine.llm import LLM
 
     __version__: str
 
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "ChatRequest",
+    "ChatResult",
     "CheckpointError",
+    "Completion",
     "ConfigError",
     "Delta",
     "Dsv4Error",
@@ -41,16 +56,18 @@ __all__ = [
     "FinishReason",
     "InvalidRequest",
     "QueueFull",
+    "RenderedChat",
     "RequestFailed",
     "SamplingParams",
     "TokenLogprob",
+    "ToolCall",
     "ToolCallDelta",
     "UnsupportedModel",
     "Violation",
     "__version__",
 ]
 
-_LAZY = {"LLM": "dsv4.engine.engine", "AsyncEngine": "dsv4.engine.engine"}
+_LAZY = {"LLM": "dsv4.engine.llm", "AsyncEngine": "dsv4.engine.engine"}
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_k               0 or -1 is off
     seed                int64; equal seeds give equal tokens whatever else is in the batch; None draws one
     n                   choices from the same prompt
-    logprobs            None is off; k >= 0 reports the chosen token and the k most likely ones, of the unmodified logits
+    logprobs            None is off; k >= 0 reports the chosen token and the k most likely ones, of the plain logits
     stop                strings that end the content; cut from it unless include_stop_str_in_output
     """
 
@@ -46,7 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Log-probability of one generated token (float32 log-softmax of the unmodified logits) and its top alternatives."""
+    """Log-probability of one generated token (float32 log-softmax of the plain logits), and the likeliest others."""
 
     token_id: int
     logprob: float

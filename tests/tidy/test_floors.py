@@ -41,7 +41,7 @@ CONFINED = {  # a foreign package -> the only packages of ours that may name it
 
 RUST_FLOORS = (  # lowest first
     {"ids", "error"},
-    {"geometry", "validate"},
+    {"geometry", "limits", "validate"},
     {"pool", "block", "budget"},
     {"table"},
     {"prefix"},

@@ -62,7 +62,8 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
     num_seqs = cast("int", seqs)
     budget = max(DEFAULT_NUM_BATCHED_TOKENS, num_seqs)
     tokens = choose("max_num_batched_tokens", tokens_given, budget, "steps of about a second or less on a CPU")
-    queued = choose("max_num_queued_reqs", config.max_num_queued_reqs, 4 * num_seqs, "4 x max_num_seqs")
+    queue = 1 if config.max_num_queued_reqs == 0 else config.max_num_queued_reqs  # every request passes through it
+    queued = choose("max_num_queued_reqs", queue, 4 * num_seqs, "4 x max_num_seqs")
     num_tokens = cast("int", tokens)
     if num_tokens < num_seqs:
         raise ConfigError(
@@ -76,7 +77,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         indexer_dtype=index,
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
-        max_num_queued_reqs=max(1, cast("int", queued)),
+        max_num_queued_reqs=cast("int", queued),
         choices=tuple(found),
     )
 

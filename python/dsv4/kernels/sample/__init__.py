@@ -1,0 +1,1 @@
+"""From a row of logits to a token: penalties, masks, the order of the filters, the draw, log-probabilities."""

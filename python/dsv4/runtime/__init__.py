@@ -1,0 +1,1 @@
+"""One device: memory sized once, and plans turned into launched work and tokens."""

@@ -1,0 +1,63 @@
+"""`run(plan)`: one step of the model on one device. The only caller of the model's forward."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from dsv4._core import Plan
+from dsv4.model.caches import Caches
+from dsv4.model.inputs import StepInputs
+from dsv4.model.model import StepOutput
+from dsv4.runtime.batch import Layout, StepBuffer
+from dsv4.runtime.sample import Sampler
+from dsv4.runtime.step import Draw, StepResult
+
+
+class Network(Protocol):
+    """The part of a model that a runner needs."""
+
+    def forward(self, inputs: StepInputs, caches: Caches) -> StepOutput:
+        """Its logits are [R, V] float32, those of the sampled rows."""
+
+
+class ModelRunner:
+    """Turns plans into tokens.
+
+    memory    what the core fills with the arrays of the next step
+    network   the model; `caches` are the pools it reads and writes
+    """
+
+    def __init__(self, network: Network, caches: Caches, layout: Layout) -> None:
+        self._network: Network | None = network
+        self._caches: Caches | None = caches
+        self._buffer = StepBuffer(layout)
+        self._sampler = Sampler()
+
+    @property
+    def memory(self) -> memoryview:
+        """Lent to `Core.plan`."""
+        return self._buffer.memory
+
+    def begin(self, request_id: int, draw: Draw) -> None:
+        """A request was submitted."""
+        self._sampler.begin(request_id, draw)
+
+    def end(self, request_id: int) -> None:
+        """A request is over."""
+        self._sampler.end(request_id)
+
+    def run(self, plan: Plan) -> StepResult:
+        """Runs the step that was planned into `memory` and samples its rows."""
+        if self._network is None or self._caches is None:
+            raise RuntimeError("the runner was closed")
+        with torch.inference_mode():
+            logits = self._network.forward(self._buffer.inputs(plan), self._caches).logits
+            rows = logits.to(torch.float32).contiguous().numpy()
+        return self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)
+
+    def close(self) -> None:
+        """Lets go of the model and of the pools."""
+        self._network = None
+        self._caches = None

@@ -1,0 +1,78 @@
+"""The runner: the model sees the step that was planned, its rows are sampled, and closing lets go of everything."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from tests.runtime.test_batch import core
+
+from dsv4._core import StepDone
+from dsv4.model.inputs import StepInputs
+from dsv4.model.model import StepOutput
+from dsv4.runtime.runner import ModelRunner
+from dsv4.runtime.step import Draw
+from dsv4.types import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=4)
+
+
+class Echo:
+    """A network whose likeliest next token is the last one plus one."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+        self.modes: list[bool] = []
+
+    def forward(self, inputs: StepInputs, caches: Any) -> StepOutput:
+        self.seen.append(inputs.token_ids.tolist())
+        self.modes.append(torch.is_inference_mode_enabled())
+        last = inputs.token_ids[inputs.sample_tokens.long()].long()
+        logits = torch.zeros(len(last), 1000)
+        logits[torch.arange(len(last)), last + 1] = 5.0
+        return StepOutput(logits, torch.empty(0))
+
+
+class Pools:
+    """Something that can be let go of."""
+
+
+def draw(prompt: list[int]) -> Draw:
+    return Draw(params=GREEDY, prompt=prompt, seed=0, choice=0, hidden=())
+
+
+def test_a_plan_becomes_tokens_of_its_requests() -> None:
+    filled, network = core(), Echo()
+    runner = ModelRunner(network, Pools(), filled)  # type: ignore[arg-type]
+    for prompt in ([3, 4, 5], [10] * 300, [7]):
+        runner.begin(filled.submit(prompt, max_tokens=4), draw(prompt))
+    results = []
+    while (plan := filled.plan(runner.memory)) is not None:
+        result = runner.run(plan)
+        results.append((plan.num_tokens, plan.num_prefill_tokens, result.tokens))
+        filled.advance([StepDone(plan.step_id, result.tokens, result.non_finite)])
+    assert network.seen[0][:3] == [3, 4, 5]
+    assert sum(prefilled for _, prefilled, _ in results) == 3 + 300 + 1
+    said = [token for _, _, tokens in results for token in tokens]
+    assert sorted(said) == sorted([6, 7, 8, 9, 11, 12, 13, 14, 8, 9, 10, 11])
+    assert all(network.modes)
+
+
+def test_closing_lets_go_of_the_network_and_the_pools() -> None:
+    network, pools = Echo(), Pools()
+    held: list[weakref.ref[Any]] = [weakref.ref(network), weakref.ref(pools)]
+    filled = core()
+    runner = ModelRunner(network, pools, filled)  # type: ignore[arg-type]
+    del network, pools
+    filled.submit([1], max_tokens=1)
+    plan = filled.plan(runner.memory)
+    assert plan is not None
+    runner.close()
+    runner.close()
+    gc.collect()
+    assert [ref() for ref in held] == [None, None]
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run(plan)
