@@ -30,6 +30,7 @@ CARRIED = {  # what the wheel must bring: pattern of paths under dsv4/ -> fewest
     r"_core\.pyi": 1,
     r"py\.typed": 1,
     r"kernels/.*\.py": 5,
+    r"config/recipes/.*\.toml": 1,
     r"demo/config\.json": 1,
     r"demo/.*\.safetensors": 1,
     r"demo/tokenizer\.json": 1,

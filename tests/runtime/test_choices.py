@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from dsv4.config.choices import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS, resolve
+from dsv4.config.choices import resolve
 from dsv4.config.directory import DEMO
 from dsv4.config.engine import EngineConfig
 from dsv4.config.model import ModelConfig
+from dsv4.config.recipe import recipe_of
 from dsv4.errors import ConfigError
 
 MODEL = ModelConfig.parse(json.loads((DEMO / "config.json").read_text()))
@@ -26,9 +27,10 @@ def test_nothing_given_means_the_documented_choices() -> None:
     assert (found.device, found.dtype, found.kv_cache_dtype, found.indexer_dtype) == (
         "cpu", "bfloat16", "fp8_ds_mla", "fp4",
     )  # fmt: skip
-    assert found.max_num_seqs == DEFAULT_NUM_SEQS
-    assert found.max_num_batched_tokens == DEFAULT_NUM_BATCHED_TOKENS
-    assert found.max_num_queued_reqs == 4 * DEFAULT_NUM_SEQS
+    recipe = recipe_of("cpu")
+    assert found.max_num_seqs == recipe.max_num_seqs
+    assert found.max_num_batched_tokens == recipe.max_num_batched_tokens
+    assert found.max_num_queued_reqs == 4 * recipe.max_num_seqs
     assert all(choice.source == "auto" and choice.reason for choice in found.choices)
     assert len({choice.name for choice in found.choices}) == len(found.choices)
 

@@ -7,11 +7,8 @@ from typing import Literal, cast
 
 from dsv4.config.engine import Dtype, EngineConfig, IndexerDtype, KvCacheDtype
 from dsv4.config.model import ModelConfig
+from dsv4.config.recipe import Recipe, recipe_of
 from dsv4.errors import ConfigError
-
-DEFAULT_NUM_SEQS = 32
-DEFAULT_NUM_BATCHED_TOKENS = 512
-DEFAULT_KV_BYTES = 1 << 30
 
 Source = Literal["given", "auto", "default"]
 
@@ -37,6 +34,7 @@ class Settings:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_queued_reqs: int
+    recipe: Recipe
     choices: tuple[Choice, ...]
 
 
@@ -56,12 +54,13 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
     kv, index = _row_formats(config)
     choose("kv_cache_dtype", config.kv_cache_dtype, kv, "follows dtype", auto="auto")
     choose("indexer_dtype", config.indexer_dtype, index, "follows dtype", auto="auto")
+    recipe = recipe_of("cpu")
     tokens_given = config.max_num_batched_tokens
-    most = DEFAULT_NUM_SEQS if tokens_given is None else min(DEFAULT_NUM_SEQS, tokens_given)
-    seqs = choose("max_num_seqs", config.max_num_seqs, most, "what a CPU serves at a readable pace")
+    most = recipe.max_num_seqs if tokens_given is None else min(recipe.max_num_seqs, tokens_given)
+    seqs = choose("max_num_seqs", config.max_num_seqs, most, f"recipe {recipe.name}")
     num_seqs = cast("int", seqs)
-    budget = max(DEFAULT_NUM_BATCHED_TOKENS, num_seqs)
-    tokens = choose("max_num_batched_tokens", tokens_given, budget, "steps of about a second or less on a CPU")
+    budget = max(recipe.max_num_batched_tokens, num_seqs)
+    tokens = choose("max_num_batched_tokens", tokens_given, budget, f"recipe {recipe.name}")
     queue = 1 if config.max_num_queued_reqs == 0 else config.max_num_queued_reqs  # every request passes through it
     queued = choose("max_num_queued_reqs", queue, 4 * num_seqs, "4 x max_num_seqs")
     num_tokens = cast("int", tokens)
@@ -78,6 +77,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
         max_num_queued_reqs=cast("int", queued),
+        recipe=recipe,
         choices=tuple(found),
     )
 

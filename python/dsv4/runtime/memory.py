@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from dsv4._core import Geometry, Limits, MemoryPlan, plan_memory
-from dsv4.config.choices import DEFAULT_KV_BYTES, Choice, Settings
+from dsv4.config.choices import Choice, Settings
 from dsv4.config.engine import EngineConfig
 from dsv4.config.model import ModelConfig
 from dsv4.errors import ConfigError
@@ -37,10 +37,10 @@ def size_pools(config: EngineConfig, settings: Settings, model: ModelConfig, num
     useful = useful_bytes(geometry, limits)
     if config.kv_cache_memory_bytes is not None:
         total, memory = config.kv_cache_memory_bytes, ("given", "as given")
-    elif useful <= DEFAULT_KV_BYTES:
+    elif useful <= settings.recipe.kv_cache_memory_bytes:
         total, memory = useful, ("auto", f"all that {settings.max_num_seqs} requests of {wanted} tokens can use")
     else:
-        total, memory = DEFAULT_KV_BYTES, ("auto", "the default on a CPU")
+        total, memory = settings.recipe.kv_cache_memory_bytes, ("auto", f"recipe {settings.recipe.name}")
     plan = plan_memory(geometry, limits, total)
     length = min(wanted, plan.max_request_tokens)
     if length < wanted:

@@ -1,0 +1,30 @@
+"""Recipes: the settings that fit a device, as data in the package (`config/recipes/<device>.toml`)."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Limits that are taken where none are given.
+
+    max_num_seqs            most requests running at once
+    max_num_batched_tokens  token budget of one step
+    kv_cache_memory_bytes   most bytes for all pools together
+    """
+
+    name: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_memory_bytes: int
+
+
+@functools.cache
+def recipe_of(device: str) -> Recipe:
+    """The recipe of a kind of device, such as "cpu"."""
+    text = (files("dsv4.config") / "recipes" / f"{device}.toml").read_text(encoding="utf-8")
+    return Recipe(name=device, **tomllib.loads(text)["limits"])
