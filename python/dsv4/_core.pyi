@@ -1,7 +1,33 @@
 """The Rust core of dsv4: owner of every block of KV memory, and planner of every step."""
 
-from collections.abc import Buffer, Sequence
-from typing import final
+# ruff: noqa: PYI021  (this stub is the reference manual)
+
+from collections.abc import Sequence
+from typing import TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+_Int32s: TypeAlias = Buffer | NDArray[np.int32]  # before Python 3.12 checkers do not know that arrays are buffers
+
+__all__ = [
+    "Core",
+    "Field",
+    "Geometry",
+    "Limits",
+    "MemoryPlan",
+    "Outcome",
+    "Plan",
+    "PoolSizes",
+    "StepDone",
+    "Stopped",
+    "Tick",
+    "__version__",
+    "build_info",
+    "check_sampling",
+    "plan_memory",
+]
 
 __version__: str
 build_info: str
@@ -82,7 +108,22 @@ class Limits:
         max_steps_in_flight: int = 1,
         aging_steps: int = 256,
     ) -> Limits: ...
-    # one read-only property per argument
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def max_num_requests(self) -> int: ...
+    @property
+    def max_num_tokens(self) -> int: ...
+    @property
+    def max_queued_requests(self) -> int: ...
+    @property
+    def max_queued_tokens(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_steps_in_flight(self) -> int: ...
+    @property
+    def aging_steps(self) -> int: ...
 
 @final
 class MemoryPlan:
@@ -105,7 +146,13 @@ class MemoryPlan:
         """Requests of `context` tokens that run at once."""
 
 def plan_memory(geometry: Geometry, limits: Limits, total_bytes: int) -> MemoryPlan:
-    """How many blocks of each group fit in `total_bytes`, poison blocks included. Raises ConfigError with the numbers."""
+    """How many blocks of each group fit in `total_bytes`, poison blocks included.
+
+    One state slot and ceil(window / swa_block_tokens) + 1 window blocks per running request, one transient term of
+    window blocks per step in flight, and full blocks for the rest. Fewer than max_num_requests run at once where full
+    blocks would be left for less than one request of max_model_len, or for less than 1024 tokens each.
+    Raises ConfigError with the numbers.
+    """
 
 @final
 class Field:
@@ -153,7 +200,7 @@ class Plan:
 class StepDone:
     """Event: a step completed. tokens[i] belongs to sample i of that plan; non_finite lists samples with NaN or inf."""
 
-    def __new__(cls, step_id: int, tokens: Sequence[int], non_finite: Sequence[int] = ()) -> StepDone: ...
+    def __new__(cls, step_id: int, tokens: Sequence[int] | _Int32s, non_finite: Sequence[int] = ()) -> StepDone: ...
 
 @final
 class Stopped:
@@ -169,7 +216,10 @@ class Tick:
 
 @final
 class Outcome:
-    """What `advance` settled: one entry per token that counts, in sample order, then requests that ended otherwise."""
+    """What `advance` settled: an entry per token that counts and per request that ended without one.
+
+    In order of the events, and of the samples within a step; last, what `plan` had to end.
+    """
 
     @property
     def request_ids(self) -> list[int]: ...
@@ -194,25 +244,49 @@ class Core:
     def layout_hash(self) -> str: ...
     def submit(
         self,
-        prompt: Sequence[int] | Buffer,
+        prompt: Sequence[int] | _Int32s,
         *,
         max_tokens: int,
         min_tokens: int = 0,
         stop_token_ids: Sequence[int] = (),
         priority: int = 0,
     ) -> int:
-        """Validates and enqueues; returns the request id. Raises InvalidRequest or QueueFull, changing nothing."""
-    def plan(self, memory: Buffer) -> Plan | None:
-        """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64)."""
-    def advance(self, events: Sequence[StepDone | Stopped | Tick]) -> Outcome: ...
+        """Validates and enqueues; returns the request id. Raises InvalidRequest or QueueFull, changing nothing.
+
+        priority   lower is earlier; one level is worth aging_steps steps of waiting
+        """
+    def plan(self, memory: _Int32s) -> Plan | None:
+        """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).
+
+        None if there is nothing to do now; then `advance` once with what happened, or with (), before waiting for more:
+        it tells of requests that this call had to end. The memory is lent for the call alone. Raises Misuse when
+        max_steps_in_flight steps are not done, EngineClosed after shutdown, BufferError for memory that does not fit.
+        """
+    def advance(self, events: Sequence[StepDone | Stopped | Tick]) -> Outcome:
+        """Applies what happened, in order, or refuses all of it and changes nothing.
+
+        Steps complete in the order in which they were planned. Stopped for a request that has ended is no error.
+        A step that failed on the device: abort its requests, then report it done with any tokens; they are nobody's.
+        Raises Misuse for a step that is not in flight, samples too many or too few, tokens outside the vocabulary.
+        """
     def abort(self, request_id: int) -> bool:
         """True if it was waiting or running. Idempotent; an unknown id is False."""
     def stats(self) -> dict[str, int]:
-        """num_running, num_waiting, num_queued_tokens, num_preemptions, and {full,swa,state}_{free,open,retired,...}."""
-    def explain(self, request_id: int) -> str: ...
+        """Counters and gauges.
+
+        num_running, num_prefilling, num_waiting, num_queued_tokens, num_steps_in_flight, oldest_waiting_us
+        num_preemptions    times that a running request gave its blocks back and went back to the queue
+        num_stalls         times that nothing could move (0 unless a pool is broken)
+        num_violations     broken invariants found; each cost at most one request
+        {full,swa,state}_{capacity,free,open,sealed,retired,quarantined}   blocks by state; they add up to the capacity
+        {full,swa,state}_reserved                                          free blocks promised to requests that run
+        """
+    def explain(self, request_id: int) -> str:
+        """What a request is doing and, if it waits, what for: a sentence for people."""
     def audit(self) -> None:
         """Raises Violation unless every block is in exactly one place."""
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        """Ends every request, idempotent. Afterwards submit, plan and advance raise EngineClosed; stats still works."""
 
 def check_sampling(
     *,

@@ -55,3 +55,10 @@ class EngineClosed(Dsv4Error):
 
 class Violation(Dsv4Error):
     """A broken invariant of the core: a bug in dsv4. The blocks concerned are quarantined."""
+
+
+class Misuse(Dsv4Error):
+    """A call or an event that does not fit the core's state, such as the answer to a step that is not in flight.
+
+    A bug in the caller. Nothing was changed.
+    """

@@ -88,7 +88,7 @@ def run_step(core: Core, memory: Int32s, token: int = 7) -> Outcome | None:
 
 def run_until_idle(core: Core, memory: Int32s, most_steps: int = 10_000) -> list[Outcome]:
     """Steps until the core has nothing to plan."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     for _ in range(most_steps):
         outcome = run_step(core, memory)
         if outcome is None:

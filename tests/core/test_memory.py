@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from tests.core.shapes import Int32s, aligned, fields_of, limits, memory_of, read, run_until_idle, small_core
 
 from dsv4._core import Core
-from tests.core.shapes import Int32s, aligned, fields_of, memory_of, read, run_until_idle, small_core
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_every_field_is_aligned_and_inside_and_apart_from_the_others(core: Core)
 def test_the_layout_hash_is_of_the_layout() -> None:
     assert small_core().layout_hash == small_core().layout_hash
     assert re.fullmatch(r"[0-9a-f]{16,}", small_core().layout_hash)
+    assert small_core().layout_hash != small_core(limits(max_num_tokens=513)).layout_hash
 
 
 def test_one_memory_serves_many_steps(core: Core) -> None:

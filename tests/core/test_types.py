@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from tests.core.shapes import flash_geometry, limits, memory_of, small_core
 
 import dsv4
 from dsv4 import _core
-from dsv4._core import Core, Geometry, Limits, PoolSizes, StepDone, plan_memory
+from dsv4._core import Core, Geometry, PoolSizes, StepDone, plan_memory
 from dsv4.errors import ConfigError
-from tests.core.shapes import flash_geometry, limits, memory_of, small_core
 
 CLASSES = [name for name in dir(_core) if isinstance(getattr(_core, name), type)]
 
@@ -59,7 +59,7 @@ def test_limits_give_back_what_they_were_given() -> None:
 
 def test_arguments_are_by_keyword() -> None:
     with pytest.raises(TypeError):
-        PoolSizes(1, 2, 3)  # type: ignore[misc,call-arg]
+        PoolSizes(1, 2, 3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("value", [-1, 2**64, 1.5, "1", None])

@@ -24,17 +24,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import TypeVar
 
-from dsv4._core import Core, Plan, StepDone, Stopped, Tick
+from dsv4._core import Core, Outcome, Plan, StepDone, Stopped, Tick
 from dsv4.engine.deliver import Delivery
 from dsv4.engine.health import Progress
 from dsv4.engine.metrics import Counts
 from dsv4.engine.request import Choice, Request
 from dsv4.errors import Dsv4Error, EngineClosed, QueueFull, RequestFailed, Violation
 from dsv4.runtime.step import Runner, StepResult
+from dsv4.types import TokenLogprob
 
 log = logging.getLogger("dsv4.engine")
 
@@ -210,7 +211,8 @@ class Driver:
         if plan is None:
             self.counts.stats = core.stats()
             if self._open:
-                core.advance([self._tick()])
+                self._apply(core.advance([self._tick()]), None)  # planning may have had to end a request
+                self._flush()
                 return RETRY_S
             self.progress.busy_since = None
             return None
@@ -271,10 +273,16 @@ class Driver:
     def _settle(self, core: Core, plan: Plan, result: StepResult) -> None:
         """Tells the core what happened, and hands on what counts of it."""
         outcome = core.advance([StepDone(plan.step_id, result.tokens, result.non_finite), self._tick()])
-        now = self.clock()
         logprobs = None
         if any(entry is not None for entry in result.logprobs):
             logprobs = dict(zip(plan.sample_request_ids, result.logprobs, strict=True))
+        stopped = self._apply(outcome, logprobs)
+        if stopped:
+            core.advance(stopped)
+
+    def _apply(self, outcome: Outcome, logprobs: Mapping[int, TokenLogprob | None] | None) -> list[Stopped]:
+        """Hands on what an outcome says; the requests that the text layer found to have stopped."""
+        now = self.clock()
         stopped: list[Stopped] = []
         for core_id, token, finished in zip(outcome.request_ids, outcome.tokens, outcome.finished, strict=True):
             choice = self._choices.get(core_id)
@@ -295,8 +303,7 @@ class Driver:
                 if finished == GOES_ON:
                     stopped.append(Stopped(core_id))
                 self._finish_choice(choice)
-        if stopped:
-            core.advance(stopped)
+        return stopped
 
     def _finish_choice(self, choice: Choice) -> None:
         """One choice has its last token."""

@@ -10,6 +10,8 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+pub use crate::error::{Code, Invalid};
+
 /// Most choices (`n`) of one request.
 pub const MAX_CHOICES: i128 = 16;
 /// Most stop strings of one request.
@@ -28,37 +30,6 @@ pub const MAX_PENALTY: f64 = 2.0;
 pub const MAX_REPETITION_PENALTY: f64 = 2.0;
 /// Largest `top_k`, far above any vocabulary: what an array of 32-bit integers can hold.
 pub const MAX_TOP_K: i128 = i32::MAX as i128;
-
-/// Stable machine-readable word of a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// A field is outside its range.
-    InvalidValue,
-    /// Prompt and output together do not fit the context or the pools.
-    ContextLengthExceeded,
-}
-
-impl Code {
-    /// The word as clients see it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidValue => "invalid_value",
-            Self::ContextLengthExceeded => "context_length_exceeded",
-        }
-    }
-}
-
-/// Why a request is refused: the field at fault, a stable code, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Invalid {
-    /// The field at fault.
-    pub param: &'static str,
-    /// A stable word for machines.
-    pub code: Code,
-    /// For people: the field, the limit, the number given, what to do.
-    pub message: String,
-}
 
 impl Invalid {
     fn value(param: &'static str, message: String) -> Self {
@@ -111,11 +82,7 @@ impl Sampling<'_> {
     pub fn check(&self, has: &Capacity) -> Result<u32, Invalid> {
         self.check_shape()?;
         self.check_tokens(has)?;
-        let max_tokens = self.resolve_max_tokens(has)?;
-        check_whole("min_tokens", self.min_tokens, 0..=i128::from(max_tokens), |limit| {
-            format!("this request can generate at most {limit} tokens; ask for fewer")
-        })?;
-        Ok(max_tokens)
+        check_lengths(self.num_prompt_tokens, self.max_tokens, self.min_tokens, has)
     }
 
     /// The ranges that depend on nothing else.
@@ -174,10 +141,7 @@ impl Sampling<'_> {
                 ));
             }
         }
-        check_count("stop_token_ids", self.stop_token_ids.len(), MAX_TOKEN_ENTRIES)?;
-        for &id in self.stop_token_ids {
-            check_token("stop_token_ids", id, has.vocab_size)?;
-        }
+        check_stop_tokens(self.stop_token_ids, has.vocab_size)?;
         if let Some(ids) = self.allowed_token_ids {
             check_count("allowed_token_ids", ids.len(), MAX_TOKEN_ENTRIES)?;
             if ids.is_empty() {
@@ -198,58 +162,89 @@ impl Sampling<'_> {
         }
         Ok(())
     }
-
-    /// Prompt and output against the context and against the pools.
-    fn resolve_max_tokens(&self, has: &Capacity) -> Result<u32, Invalid> {
-        let prompt = self.num_prompt_tokens;
-        if prompt == 0 {
-            return Err(Invalid::value(
-                "prompt",
-                "the prompt is empty; it needs at least 1 token".into(),
-            ));
-        }
-        for (limit, what) in [
-            (has.max_model_len, "the context (max_model_len)"),
-            (has.max_request_tokens, "what the KV pools can hold for one request"),
-        ] {
-            if prompt >= limit {
-                return Err(Invalid::context(
-                    "prompt",
-                    format!(
-                        "the prompt has {prompt} tokens and at least 1 is generated, but {what} is \
-                         {limit} tokens; shorten the prompt by at least {}",
-                        (prompt - limit).saturating_add(1)
-                    ),
-                ));
-            }
-            let room = limit - prompt;
-            if let Some(asked) = self.max_tokens
-                && asked > i128::try_from(room).unwrap_or(i128::MAX)
-            {
-                return Err(Invalid::context(
-                    "max_tokens",
-                    format!(
-                        "the prompt has {prompt} tokens and max_tokens is {asked}, but {what} is \
-                         {limit} tokens; shorten the prompt or ask for at most {room}"
-                    ),
-                ));
-            }
-        }
-        let room = has.max_model_len.min(has.max_request_tokens) - prompt;
-        let room = u32::try_from(room).unwrap_or(u32::MAX);
-        match self.max_tokens {
-            None => Ok(room),
-            Some(asked) => {
-                check_whole("max_tokens", asked, 1..=i128::from(room), |limit| {
-                    format!("at most {limit} fit here; leave it out for what fits")
-                })?;
-                Ok(u32::try_from(asked).unwrap_or(room))
-            }
-        }
-    }
 }
 
 const OFF_AT_0: &str = "use 0 to switch it off";
+
+/// Prompt, `max_tokens` and `min_tokens` against what there is; returns `max_tokens` resolved.
+pub fn check_lengths(
+    num_prompt_tokens: usize,
+    max_tokens: Option<i128>,
+    min_tokens: i128,
+    has: &Capacity,
+) -> Result<u32, Invalid> {
+    let max_tokens = resolve_max_tokens(num_prompt_tokens, max_tokens, has)?;
+    check_whole("min_tokens", min_tokens, 0..=i128::from(max_tokens), |limit| {
+        format!("this request can generate at most {limit} tokens; ask for fewer")
+    })?;
+    Ok(max_tokens)
+}
+
+/// The ids that end a request: few, and of the vocabulary.
+pub fn check_stop_tokens(ids: &[i128], vocab_size: usize) -> Result<(), Invalid> {
+    check_count("stop_token_ids", ids.len(), MAX_TOKEN_ENTRIES)?;
+    ids.iter().try_for_each(|&id| check_token("stop_token_ids", id, vocab_size))
+}
+
+/// The ids of a prompt.
+pub fn check_prompt(tokens: &[i32], vocab_size: usize) -> Result<(), Invalid> {
+    let outside = |&&id: &&i32| usize::try_from(id).map_or(true, |id| id >= vocab_size);
+    tokens
+        .iter()
+        .find(outside)
+        .map_or(Ok(()), |&id| check_token("prompt", i128::from(id), vocab_size))
+}
+
+/// Prompt and output against the context and against the pools.
+fn resolve_max_tokens(
+    prompt: usize,
+    max_tokens: Option<i128>,
+    has: &Capacity,
+) -> Result<u32, Invalid> {
+    if prompt == 0 {
+        return Err(Invalid::value(
+            "prompt",
+            "the prompt is empty; it needs at least 1 token".into(),
+        ));
+    }
+    for (limit, what) in [
+        (has.max_model_len, "the context (max_model_len)"),
+        (has.max_request_tokens, "what the KV pools can hold for one request"),
+    ] {
+        if prompt >= limit {
+            return Err(Invalid::context(
+                "prompt",
+                format!(
+                    "the prompt has {prompt} tokens and at least 1 is generated, but {what} is \
+                     {limit} tokens; shorten the prompt by at least {}",
+                    (prompt - limit).saturating_add(1)
+                ),
+            ));
+        }
+        let room = limit - prompt;
+        let most = i128::try_from(room).unwrap_or(i128::MAX);
+        if let Some(asked) = max_tokens.filter(|&asked| asked > most) {
+            return Err(Invalid::context(
+                "max_tokens",
+                format!(
+                    "the prompt has {prompt} tokens and max_tokens is {asked}, but {what} is \
+                     {limit} tokens; shorten the prompt or ask for at most {room}"
+                ),
+            ));
+        }
+    }
+    let room = has.max_model_len.min(has.max_request_tokens) - prompt;
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    match max_tokens {
+        None => Ok(room),
+        Some(asked) => {
+            check_whole("max_tokens", asked, 1..=i128::from(room), |limit| {
+                format!("at most {limit} fit here; leave it out for what fits")
+            })?;
+            Ok(u32::try_from(asked).unwrap_or(room))
+        }
+    }
+}
 
 /// Refuses a list that is too long; doors call it before they convert the entries.
 pub fn check_count(param: &'static str, len: usize, limit: usize) -> Result<(), Invalid> {
@@ -259,7 +254,8 @@ pub fn check_count(param: &'static str, len: usize, limit: usize) -> Result<(), 
     Err(Invalid::value(param, format!("{param} has {len} entries; at most {limit} are allowed")))
 }
 
-fn check_whole(
+/// Refuses an integer outside a range.
+pub fn check_whole(
     param: &'static str,
     value: i128,
     range: RangeInclusive<i128>,
@@ -294,7 +290,8 @@ fn check_real_above_zero(param: &'static str, value: f64, high: f64) -> Result<(
     Err(out_of_range(param, value, &range, "use 1 to switch it off"))
 }
 
-fn check_token(param: &'static str, id: i128, vocab_size: usize) -> Result<(), Invalid> {
+/// Refuses a token id outside the vocabulary.
+pub fn check_token(param: &'static str, id: i128, vocab_size: usize) -> Result<(), Invalid> {
     if usize::try_from(id).is_ok_and(|id| id < vocab_size) {
         return Ok(());
     }

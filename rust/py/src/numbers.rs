@@ -3,11 +3,12 @@
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyList, PyString};
 
-use dsv4_core::validate::{self, Code, Invalid};
+use dsv4_core::validate::{self, Capacity, Code, Invalid};
 
 use crate::error::refused;
+use crate::memory::read_int32;
 
 /// An integer of any size, saturated to 128 bits, which is outside every range of ours.
 #[derive(Clone, Copy)]
@@ -68,4 +69,30 @@ pub(crate) fn text(object: &Bound<'_, PyAny>, param: &'static str) -> PyResult<S
         let message = format!("{param} holds a lone surrogate, which is not valid Unicode");
         refused(object.py(), &Invalid { param, code: Code::InvalidValue, message })
     })
+}
+
+/// Integers of 32 bits: a buffer of them, or any sequence.
+pub(crate) fn int32s(object: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
+    let is_list = object.is_exact_instance_of::<PyList>();
+    let numbers = if is_list { None } else { read_int32(object)? };
+    numbers.map_or_else(|| object.extract(), Ok)
+}
+
+/// The ids of a prompt. One too long for any context is refused before its ids are looked at, and
+/// one that is no 32-bit integer is outside every vocabulary.
+pub(crate) fn prompt_ids(object: &Bound<'_, PyAny>, has: &Capacity) -> PyResult<Vec<i32>> {
+    let py = object.py();
+    validate::check_lengths(object.len()?.max(1), None, 0, has).map_err(|e| refused(py, &e))?;
+    int32s(object).or_else(|error| {
+        if !error.is_instance_of::<PyOverflowError>(py) {
+            return Err(error);
+        }
+        object.try_iter()?.map(|id| small_id(&id?, has)).collect()
+    })
+}
+
+fn small_id(object: &Bound<'_, PyAny>, has: &Capacity) -> PyResult<i32> {
+    let Whole(id) = object.extract()?;
+    validate::check_token("prompt", id, has.vocab_size).map_err(|e| refused(object.py(), &e))?;
+    object.extract()
 }

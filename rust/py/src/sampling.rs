@@ -7,7 +7,7 @@ use dsv4_core::validate::{Capacity, MAX_STOP_STRINGS, MAX_TOKEN_ENTRIES, Samplin
 use crate::error::refused;
 use crate::numbers::{Real, Whole, entries, text};
 
-/// The one validator behind every door. Returns max_tokens resolved; raises InvalidRequest naming the field.
+/// The one validator behind every door. Returns `max_tokens` resolved; raises `InvalidRequest` naming the field.
 #[pyfunction]
 #[pyo3(signature = (
     *, num_prompt_tokens, max_model_len, max_request_tokens, vocab_size, max_tokens, min_tokens,

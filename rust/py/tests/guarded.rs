@@ -3,6 +3,8 @@
 //! The file under test is included by path: the crate itself is a Python extension, which no
 //! Rust program can link.
 
+#![expect(clippy::disallowed_methods, reason = "threads are what a lock is tested with")]
+
 #[path = "../src/guarded.rs"]
 mod guarded;
 

@@ -1,0 +1,103 @@
+"""plan() + advance() per step through the binding: what the core costs a step with 1, 64 and 512 decoding requests.
+
+Run alone: python benches/core.py. The timed part is what an engine does every step, with the model taken out: plan into
+lent memory, make the event from a list of tokens, advance, read the outcome's lists.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+
+import numpy as np
+
+from dsv4._core import Core, Geometry, Limits, PoolSizes, StepDone
+
+PROMPT_TOKENS = 1000
+STEPS = 2000
+WARM_UP = 200
+
+
+def flash_geometry() -> Geometry:
+    """V4-Flash: 43 main layers and a draft layer, FP8 rows."""
+    return Geometry(
+        ratios=[0, 0, *[4, 128] * 20, 4, 0],
+        window=128,
+        kv_data_bytes=576,
+        kv_scale_bytes=8,
+        kv_page_multiple=576,
+        index_data_bytes=64,
+        index_scale_bytes=4,
+        c4_state_bytes=8 * 2 * 2 * 512 * 4,
+        index_state_bytes=8 * 2 * 2 * 128 * 4,
+        c128_state_bytes=3 * 512 * 4,
+    )
+
+
+def core_of(num_requests: int) -> Core:
+    """A core whose pools hold that many requests of an 8K context."""
+    limits = Limits(
+        max_model_len=8192,
+        max_num_requests=num_requests,
+        max_num_tokens=8192,
+        max_queued_requests=num_requests,
+        max_queued_tokens=8192 * num_requests,
+        vocab_size=129_280,
+    )
+    sizes = PoolSizes(full_blocks=32 * num_requests, swa_blocks=3 * num_requests + 129, state_slots=num_requests)
+    return Core(flash_geometry(), sizes, limits)
+
+
+def lent(core: Core) -> np.ndarray:
+    raw = np.zeros(core.step_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + core.step_bytes].view(np.int32)
+
+
+def one_step(core: Core, memory: np.ndarray) -> tuple[int, int]:
+    """Nanoseconds of one step and its number of samples."""
+    tokens = [7] * 1024
+    start = time.perf_counter_ns()
+    plan = core.plan(memory)
+    planned = time.perf_counter_ns()
+    if plan is None:
+        raise RuntimeError(core.stats())
+    answer = tokens[: plan.num_samples]  # what the sampler hands over: a list that exists already
+    resumed = time.perf_counter_ns()
+    core.advance([StepDone(plan.step_id, answer)])
+    return planned - start + time.perf_counter_ns() - resumed, plan.num_samples
+
+
+def decode_times_us(num_requests: int) -> list[float]:
+    """Microseconds of each step with that many requests decoding, and nothing else."""
+    core = core_of(num_requests)
+    memory = lent(core)
+    for _ in range(num_requests):
+        core.submit(list(range(PROMPT_TOKENS)), max_tokens=STEPS + WARM_UP + 1000)
+    while core.stats()["num_prefilling"] or core.stats()["num_waiting"]:
+        one_step(core, memory)
+    for _ in range(WARM_UP):
+        one_step(core, memory)
+    gc.disable()
+    times = [one_step(core, memory) for _ in range(STEPS)]
+    gc.enable()
+    if any(samples != num_requests for _, samples in times):
+        raise RuntimeError("some steps left requests out")
+    return [ns / 1000 for ns, _ in times]
+
+
+def measure() -> list[tuple[str, str]]:
+    """Rows of (name, value)."""
+    rows = []
+    for num_requests in (1, 64, 512):
+        times = sorted(decode_times_us(num_requests))
+        p99 = times[len(times) * 99 // 100]
+        value = f"{statistics.median(times):.1f} us median, {p99:.1f} us p99"
+        rows.append((f"core: plan + advance, {num_requests} decoding", value))
+    return rows
+
+
+if __name__ == "__main__":
+    for name, value in measure():
+        print(f"{name:<44} {value}")

@@ -1,0 +1,109 @@
+//! Handles of blocks: thin, move-only, made by a pool and by nothing else.
+//!
+//! ```text
+//!   Pool::take ──▶ Block<Open> ──seal──▶ Block<Sealed>
+//!                       │ drop               │ drop
+//!                       ▼                    ▼
+//!                    Retired(newest step that may read it)
+//! ```
+//! A handle has no `Clone` and no public constructor; a transition consumes it. Giving a block up
+//! is dropping its handle, which can happen only once:
+//!
+//! ```compile_fail,E0382
+//! use dsv4_core::ids::{Group, RequestId};
+//! use dsv4_core::pool::Pool;
+//!
+//! let pool = Pool::new(Group::Full, 4);
+//! let block = pool.take(RequestId(1)).expect("4 blocks are free");
+//! drop(block);
+//! drop(block); // use of moved value
+//! ```
+//!
+//! The same without the second drop compiles:
+//!
+//! ```
+//! use dsv4_core::ids::{Group, RequestId};
+//! use dsv4_core::pool::Pool;
+//!
+//! let pool = Pool::new(Group::Full, 4);
+//! let block = pool.take(RequestId(1)).expect("4 blocks are free");
+//! drop(block);
+//! assert_eq!(pool.counts().retired, 1);
+//! ```
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::error::Violation;
+use crate::ids::BlockId;
+use crate::pool::Pool;
+
+/// Being written by its request.
+#[derive(Debug)]
+pub enum Open {}
+
+/// Full; nobody may write it any more.
+#[derive(Debug)]
+pub enum Sealed {}
+
+/// Unique owner of one block in state `S`; retires it when dropped.
+#[must_use = "dropping a block gives it up"]
+pub struct Block<S> {
+    hold: Hold,
+    state: PhantomData<fn() -> S>,
+}
+
+/// The part that gives the block up: private, no `Clone`, exactly one `Drop`.
+struct Hold {
+    pool: Pool,
+    id: BlockId,
+    generation: u32,
+}
+
+impl<S> Block<S> {
+    /// The block's number.
+    pub fn id(&self) -> BlockId {
+        self.hold.id
+    }
+
+    /// Which life of that number this is.
+    pub fn generation(&self) -> u32 {
+        self.hold.generation
+    }
+}
+
+impl Block<Open> {
+    /// The one constructor, for the pool that just took the block from its free list.
+    pub(crate) fn taken(pool: Pool, id: BlockId, generation: u32) -> Self {
+        Self { hold: Hold { pool, id, generation }, state: PhantomData }
+    }
+
+    /// Closes the block for writing. A refusal is a violation, and gives the handle back.
+    pub fn seal(self) -> Result<Block<Sealed>, Refused<Block<Open>>> {
+        match self.hold.pool.seal(self.hold.id, self.hold.generation) {
+            Ok(()) => Ok(Block { hold: self.hold, state: PhantomData }),
+            Err(violation) => Err(Refused { block: self, violation }),
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.pool.retire(self.id, self.generation);
+    }
+}
+
+impl<S> fmt::Debug for Block<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} life {})", self.hold.id, self.hold.generation)
+    }
+}
+
+/// A transition that did not happen, with the handle that was to make it.
+#[derive(Debug)]
+pub struct Refused<B> {
+    /// As it was.
+    pub block: B,
+    /// Why.
+    pub violation: Violation,
+}

@@ -1,0 +1,243 @@
+//! The façade: submit · plan · advance · abort · stats · explain · audit · shutdown.
+//!
+//! Plan out, events in. A call that is refused changes nothing. The same calls in the same order
+//! give the same plans, on any machine.
+
+use crate::audit;
+use crate::budget::PoolSizes;
+use crate::error::Error;
+use crate::geometry::Geometry;
+use crate::ids::RequestId;
+use crate::limits::Limits;
+use crate::metadata::StepLayout;
+use crate::pool::Pool;
+use crate::request::{Decoding, Phase, Request};
+use crate::schedule::Scheduler;
+pub use crate::schedule::{Event, Outcome, Plan};
+use crate::validate::{self, Capacity};
+
+/// A request as a caller hands it in; integers of any size, checked by [`Core::submit`].
+#[derive(Clone, Debug)]
+pub struct NewRequest<'a> {
+    /// Token ids.
+    pub prompt: Vec<i32>,
+    /// Most tokens to generate.
+    pub max_tokens: i128,
+    /// Stop tokens do not count before this many tokens.
+    pub min_tokens: i128,
+    /// Tokens that end the request.
+    pub stop_token_ids: &'a [i128],
+    /// Lower is earlier.
+    pub priority: i128,
+}
+
+/// Owner of all KV memory and planner of every step.
+#[derive(Debug)]
+pub struct Core {
+    scheduler: Scheduler,
+    layout: StepLayout,
+    capacity: Capacity,
+    closed: bool,
+}
+
+impl Core {
+    /// A core with all blocks free.
+    pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
+        geometry.check()?;
+        limits.check()?;
+        sizes.check(&geometry)?;
+        let layout = StepLayout::new(&geometry, &limits);
+        let capacity = Capacity {
+            max_model_len: limits.max_model_len,
+            max_request_tokens: sizes.max_request_tokens(&geometry),
+            vocab_size: limits.vocab_size,
+            max_logprobs: 0,
+        };
+        let scheduler = Scheduler::new(geometry, sizes, limits)?;
+        Ok(Self { scheduler, layout, capacity, closed: false })
+    }
+
+    /// From now on a broken invariant panics with the ids, as tests want it, instead of failing
+    /// one request.
+    pub fn panic_on_violation(&self) {
+        self.scheduler.pools.for_each(Pool::panic_on_violation);
+    }
+
+    /// Where every array of a step lies.
+    pub fn layout(&self) -> &StepLayout {
+        &self.layout
+    }
+
+    /// What a request may ask for.
+    pub fn capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    /// Validates and enqueues.
+    pub fn submit(&mut self, new: NewRequest<'_>) -> Result<RequestId, Error> {
+        self.check_open()?;
+        let has = &self.capacity;
+        let num_prompt_tokens = new.prompt.len();
+        let max_tokens =
+            validate::check_lengths(num_prompt_tokens, Some(new.max_tokens), new.min_tokens, has)?;
+        validate::check_prompt(&new.prompt, has.vocab_size)?;
+        validate::check_stop_tokens(new.stop_token_ids, has.vocab_size)?;
+        let range = i128::from(i32::MIN)..=i128::from(i32::MAX);
+        validate::check_whole("priority", new.priority, range, |_| "lower is earlier".into())?;
+        self.check_queue(num_prompt_tokens)?;
+        let submitted_us = self.scheduler.now_us;
+        let narrow = "checked against a smaller range";
+        let priority = i32::try_from(new.priority).expect(narrow);
+        Ok(self.scheduler.submit(priority, |id, rank| Request {
+            id,
+            rank,
+            num_prompt_tokens,
+            tokens: new.prompt,
+            max_tokens: max_tokens as usize,
+            min_tokens: usize::try_from(new.min_tokens).expect(narrow),
+            stop_token_ids: new
+                .stop_token_ids
+                .iter()
+                .map(|&id| i32::try_from(id).expect(narrow))
+                .collect(),
+            submitted_us,
+        }))
+    }
+
+    fn check_queue(&self, num_tokens: usize) -> Result<(), Error> {
+        let (queue, limits) = (&self.scheduler.queue, &self.scheduler.limits);
+        for (unit, queued, adds, limit) in [
+            ("requests", queue.len(), 1, limits.max_queued_requests),
+            ("tokens", queue.num_tokens(), num_tokens, limits.max_queued_tokens),
+        ] {
+            if queued + adds > limit {
+                return Err(Error::QueueFull { unit, queued, adds, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides the next step and fills `memory`; None if there is nothing to do now. What `plan`
+    /// had to end, the next `advance` tells.
+    pub fn plan(&mut self, memory: &mut [i32]) -> Result<Option<Plan>, Error> {
+        self.check_open()?;
+        let (has, needs) = (memory.len(), self.layout.num_words());
+        if has < needs {
+            return Err(Error::MemoryTooSmall { has, needs });
+        }
+        let limit = self.scheduler.limits.max_steps_in_flight;
+        let flights = &self.scheduler.flights;
+        match flights.front() {
+            Some(flight) if flights.len() >= limit => {
+                return Err(Error::TooManySteps { oldest: flight.step, limit });
+            }
+            _ => {}
+        }
+        Ok(self.scheduler.plan(&self.layout, memory))
+    }
+
+    /// What happened. All events are checked before any is applied.
+    pub fn advance(&mut self, events: &[Event<'_>]) -> Result<Outcome, Error> {
+        self.check_open()?;
+        self.scheduler.advance(events)
+    }
+
+    /// Ends a request; false if there is none of that id any more, or never was.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        self.scheduler.abort(id)
+    }
+
+    /// Counters and gauges by name.
+    pub fn stats(&self) -> Vec<(String, u64)> {
+        let scheduler = &self.scheduler;
+        let (queue, running) = (&scheduler.queue, &scheduler.running);
+        let is_prefilling = |place| matches!(scheduler.requests.at(place), Phase::Prefilling(_));
+        let num_prefilling = running.iter().filter(|&&(_, place)| is_prefilling(place)).count();
+        let submitted = queue.places().map(|p| scheduler.requests.at(p).request().submitted_us);
+        let waited_us = submitted.min().map_or(0, |oldest| scheduler.now_us - oldest);
+        let mut stats: Vec<(String, u64)> = [
+            ("num_running", running.len()),
+            ("num_prefilling", num_prefilling),
+            ("num_waiting", queue.len()),
+            ("num_queued_tokens", queue.num_tokens()),
+            ("num_steps_in_flight", scheduler.flights.len()),
+            ("num_preemptions", scheduler.num_preemptions),
+            ("num_stalls", scheduler.num_stalls),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value as u64))
+        .collect();
+        stats.push(("oldest_waiting_us".to_owned(), waited_us));
+        let mut num_violations = 0;
+        for (group, pool) in scheduler.pools.each() {
+            let counts = pool.counts();
+            num_violations += counts.violations;
+            for (state, value) in [
+                ("capacity", counts.capacity),
+                ("free", counts.free),
+                ("open", counts.open),
+                ("sealed", counts.sealed),
+                ("retired", counts.retired),
+                ("quarantined", counts.quarantined),
+                ("reserved", counts.reserved),
+            ] {
+                stats.push((format!("{group}_{state}"), value as u64));
+            }
+        }
+        stats.push(("num_violations".to_owned(), num_violations as u64));
+        stats
+    }
+
+    /// What a request is doing and, if it waits, for what.
+    pub fn explain(&mut self, id: RequestId) -> String {
+        let scheduler = &mut self.scheduler;
+        let Some(place) = scheduler.requests.place_of(id) else {
+            let what = if scheduler.knows(id) { "has ended" } else { "was never submitted" };
+            return format!("request {id} {what}");
+        };
+        match scheduler.requests.at(place) {
+            Phase::Waiting(waiting) => {
+                let request = &waiting.request;
+                let before = scheduler.queue.num_before(request.rank);
+                let why = match scheduler.pools.probe(request.tokens.len(), request.output_left()) {
+                    Ok(reservation) => {
+                        reservation.forfeit();
+                        "it fits, and starts when the step has tokens and rows to spare".to_owned()
+                    }
+                    Err(wait) => format!("it {wait}"),
+                };
+                format!("request {id} waits behind {before} others; {why}")
+            }
+            Phase::Prefilling(prefilling) => {
+                let (done, all) = (prefilling.0.planned, prefilling.0.request.tokens.len());
+                format!("request {id} is prefilling: {done} of {all} tokens planned")
+            }
+            Phase::Decoding(Decoding { active, next }) => {
+                let (made, most) = (active.request.num_generated(), active.request.max_tokens);
+                let now = if next.is_some() { "is ready" } else { "waits for its sample" };
+                format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
+            }
+        }
+    }
+
+    /// Checks that every block is in exactly one place and every request on exactly one list.
+    pub fn audit(&self) -> Result<(), Error> {
+        audit::audit(&self.scheduler)
+    }
+
+    /// Ends every request; from now on `submit`, `plan` and `advance` are refused. Idempotent.
+    pub fn shutdown(&mut self) {
+        self.closed = true;
+        self.scheduler.clear();
+    }
+
+    /// What tests look into and break.
+    #[cfg(test)]
+    pub(crate) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed { Err(Error::Closed) } else { Ok(()) }
+    }
+}

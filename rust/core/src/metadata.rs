@@ -1,0 +1,346 @@
+//! The arrays of a step: where each lies in the lent memory, and how they are filled.
+//!
+//! One typed description, [`StepLayout`], gives every array its name, its shape as a formula of
+//! the limits, and its offset. It is computed once, so the largest legal step fits by
+//! construction, and addresses never move. Meanings are those of `dsv4.model.inputs.StepInputs`.
+//!
+//! Behind the arrays lie marks that only this module reads: how much of each row of the block
+//! tables is not zero. So a row is cleared as far as the last step filled it, however wide it is,
+//! and memory that does not carry the marks of this layout is cleared once, altogether.
+//!
+//! ```text
+//!   T tokens  B requests  F full blocks of a request  S window blocks of a chunk  R samples
+//! ```
+
+use crate::geometry::{C4, C128, Geometry};
+use crate::ids::int;
+use crate::limits::Limits;
+use crate::table::Tables;
+
+/// Arrays start at multiples of this many bytes.
+pub const ALIGN_BYTES: usize = 64;
+const WORD_BYTES: usize = 4;
+
+/// One array of a step; always int32.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// As in `StepInputs`.
+    pub name: &'static str,
+    /// Bytes from the start of the memory.
+    pub offset_bytes: usize,
+    /// Capacity; a step uses the leading part.
+    pub shape: Vec<usize>,
+}
+
+impl Field {
+    fn num_words(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Every array of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepLayout {
+    fields: Vec<Field>,
+    num_bytes: usize,
+    hash: u64,
+    max_num_requests: usize,
+    block_tokens: usize,
+    has_c4: bool,
+    has_c128: bool,
+}
+
+const NUM_FIELDS: usize = 16;
+
+impl StepLayout {
+    /// The layout for these limits.
+    pub fn new(geometry: &Geometry, limits: &Limits) -> Self {
+        let tokens = limits.max_num_tokens;
+        let requests = limits.max_num_requests;
+        let full = geometry.full_blocks(limits.max_model_len);
+        let chunk = tokens.min(limits.max_model_len);
+        let swa = geometry
+            .chunk_swa_blocks(chunk)
+            .min(limits.max_model_len.div_ceil(geometry.swa_block_tokens));
+        // Every request may be one token short of closing a group: n tokens close at most
+        // (n + ratio - 1) / ratio groups, summed over the requests of the step.
+        let closing = |ratio: usize| {
+            let some = geometry.num_layers_with(ratio) > 0;
+            if some { tokens.min((tokens + requests * (ratio - 1)) / ratio) } else { 0 }
+        };
+        let shapes: [(&'static str, Vec<usize>); NUM_FIELDS] = [
+            ("token_ids", vec![tokens]),
+            ("positions", vec![tokens]),
+            ("token_rows", vec![tokens]),
+            ("query_starts", vec![requests + 1]),
+            ("seq_lens", vec![requests]),
+            ("block_table_full", vec![requests, full]),
+            ("block_table_swa", vec![requests, swa]),
+            ("swa_first_block", vec![requests]),
+            ("swa_slots", vec![tokens]),
+            ("state_slots", vec![requests]),
+            ("state_resets", vec![requests]),
+            ("c4_tokens", vec![closing(C4)]),
+            ("c4_slots", vec![closing(C4)]),
+            ("c128_tokens", vec![closing(C128)]),
+            ("c128_slots", vec![closing(C128)]),
+            ("sample_tokens", vec![requests]),
+        ];
+        let mut num_bytes = 0;
+        let mut fields = Vec::with_capacity(NUM_FIELDS);
+        for (name, shape) in shapes {
+            let field = Field { name, offset_bytes: num_bytes, shape };
+            num_bytes = (num_bytes + field.num_words() * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
+            fields.push(field);
+        }
+        let hash = fnv1a(&format!("{geometry:?} {fields:?}"));
+        num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
+        Self {
+            fields,
+            num_bytes,
+            hash,
+            max_num_requests: requests,
+            block_tokens: geometry.block_tokens,
+            has_c4: geometry.num_layers_with(C4) > 0,
+            has_c128: geometry.num_layers_with(C128) > 0,
+        }
+    }
+
+    /// Every array, in order of its offset.
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// Bytes of memory that a step needs.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
+    /// The same number of int32.
+    pub fn num_words(&self) -> usize {
+        self.num_bytes / WORD_BYTES
+    }
+
+    /// Equal on two machines exactly if geometry and arrays are.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The arrays inside `memory`, which has at least [`Self::num_words`] words.
+    pub(crate) fn arrays<'a>(&self, memory: &'a mut [i32]) -> StepArrays<'a> {
+        let mut rest = memory;
+        let mut at = 0;
+        let mut arrays = self.fields.iter().map(|field| {
+            let (_, tail) = std::mem::take(&mut rest).split_at_mut(field.offset_bytes / 4 - at);
+            let (array, tail) = tail.split_at_mut(field.num_words());
+            at = field.offset_bytes / WORD_BYTES + field.num_words();
+            rest = tail;
+            array
+        });
+        let mut next = || arrays.next().expect("the layout has NUM_FIELDS fields");
+        // In the order of `new`.
+        let mut arrays = StepArrays {
+            token_ids: next(),
+            positions: next(),
+            token_rows: next(),
+            query_starts: next(),
+            seq_lens: next(),
+            block_table_full: next(),
+            block_table_swa: next(),
+            swa_first_block: next(),
+            swa_slots: next(),
+            state_slots: next(),
+            state_resets: next(),
+            c4: Closing::new(C4, self.block_tokens, self.has_c4, next(), next()),
+            c128: Closing::new(C128, self.block_tokens, self.has_c128, next(), next()),
+            sample_tokens: next(),
+            full_columns: self.fields[5].shape[1],
+            swa_columns: self.fields[6].shape[1],
+            num_tokens: 0,
+            num_rows: 0,
+            num_samples: 0,
+            max_seq_len: 0,
+            filled_full: &mut [],
+            filled_swa: &mut [],
+        };
+        let (mark, rest) = rest.split_at_mut(1);
+        let (filled_full, rest) = rest.split_at_mut(self.max_num_requests);
+        arrays.filled_full = filled_full;
+        arrays.filled_swa = &mut rest[..self.max_num_requests];
+        if mark[0] != self.mark() {
+            arrays.clear_tables();
+            mark[0] = self.mark();
+        }
+        arrays
+    }
+
+    /// What memory that was filled under this layout carries; never zero.
+    fn mark(&self) -> i32 {
+        let [a, b, c, d, ..] = self.hash.to_le_bytes();
+        i32::from_le_bytes([a, b, c, d]) | 1
+    }
+}
+
+/// What one request does in a step.
+pub(crate) struct RowInput<'a> {
+    /// Its tokens in this step.
+    pub(crate) tokens: &'a [i32],
+    /// Position of the first of them.
+    pub(crate) start: usize,
+    pub(crate) tables: &'a Tables,
+    /// The last token's logits are wanted.
+    pub(crate) samples: bool,
+}
+
+/// The arrays of a step that is being filled, row by row. Every index into them is checked by the
+/// slices, and every block id in them comes from a handle of its pool.
+pub(crate) struct StepArrays<'a> {
+    token_ids: &'a mut [i32],
+    positions: &'a mut [i32],
+    token_rows: &'a mut [i32],
+    query_starts: &'a mut [i32],
+    seq_lens: &'a mut [i32],
+    block_table_full: &'a mut [i32],
+    block_table_swa: &'a mut [i32],
+    swa_first_block: &'a mut [i32],
+    swa_slots: &'a mut [i32],
+    state_slots: &'a mut [i32],
+    state_resets: &'a mut [i32],
+    c4: Closing<'a>,
+    c128: Closing<'a>,
+    sample_tokens: &'a mut [i32],
+    full_columns: usize,
+    swa_columns: usize,
+    pub(crate) num_tokens: usize,
+    pub(crate) num_rows: usize,
+    pub(crate) num_samples: usize,
+    pub(crate) max_seq_len: usize,
+    /// How many leading entries of each row are not zero.
+    filled_full: &'a mut [i32],
+    filled_swa: &'a mut [i32],
+}
+
+impl StepArrays<'_> {
+    /// Memory of unknown contents: from here on every row is zero.
+    fn clear_tables(&mut self) {
+        self.block_table_full.fill(0);
+        self.block_table_swa.fill(0);
+        self.filled_full.fill(0);
+        self.filled_swa.fill(0);
+    }
+
+    /// Adds one request.
+    pub(crate) fn push(&mut self, input: &RowInput<'_>) {
+        let (row, first, start) = (self.num_rows, self.num_tokens, input.start);
+        let tokens = first..first + input.tokens.len();
+        let end = start + input.tokens.len();
+        self.token_ids[tokens.clone()].copy_from_slice(input.tokens);
+        for (place, position) in self.positions[tokens.clone()].iter_mut().zip(int(start)..) {
+            *place = position;
+        }
+        self.token_rows[tokens.clone()].fill(int(row));
+        if row == 0 {
+            self.query_starts[0] = 0;
+        }
+        self.query_starts[row + 1] = int(tokens.end);
+        self.seq_lens[row] = int(end);
+
+        let tables = input.tables;
+        let full = &mut self.block_table_full[row * self.full_columns..][..self.full_columns];
+        copy_row(full, &mut self.filled_full[row], tables.full.row());
+        let swa = &mut self.block_table_swa[row * self.swa_columns..][..self.swa_columns];
+        copy_row(swa, &mut self.filled_swa[row], tables.swa.row());
+        self.swa_first_block[row] = int(tables.swa.first());
+        fill_swa_slots(&mut self.swa_slots[tokens.clone()], start, tables);
+        self.state_slots[row] = int(tables.slot.id().get() as usize);
+        self.state_resets[row] = i32::from(start == 0);
+        self.c4.push(first, start, end, tables);
+        self.c128.push(first, start, end, tables);
+        if input.samples {
+            self.sample_tokens[self.num_samples] = int(tokens.end - 1);
+            self.num_samples += 1;
+        }
+        self.num_tokens = tokens.end;
+        self.num_rows += 1;
+        self.max_seq_len = self.max_seq_len.max(end);
+    }
+
+    pub(crate) fn num_c4(&self) -> usize {
+        self.c4.count
+    }
+
+    pub(crate) fn num_c128(&self) -> usize {
+        self.c128.count
+    }
+}
+
+/// The ids of a table, then zeros as far as the row was `filled` before.
+fn copy_row(row: &mut [i32], filled: &mut i32, ids: &[i32]) {
+    let (used, rest) = row.split_at_mut(ids.len());
+    used.copy_from_slice(ids);
+    let filled_before = usize::try_from(*filled).unwrap_or(usize::MAX);
+    let num_stale = filled_before.saturating_sub(ids.len()).min(rest.len());
+    rest[..num_stale].fill(0);
+    *filled = int(ids.len());
+}
+
+/// `block * 64 + position % 64` of each token, a run per block.
+fn fill_swa_slots(slots: &mut [i32], start: usize, tables: &Tables) {
+    let block_tokens = tables.swa.block_tokens();
+    let mut position = start;
+    let mut rest = slots;
+    while !rest.is_empty() {
+        let inside = position % block_tokens;
+        let (run, tail) = rest.split_at_mut((block_tokens - inside).min(rest.len()));
+        let slot = tables.swa.id_at(position) * int(block_tokens) + int(inside);
+        position += run.len();
+        for (place, slot) in run.iter_mut().zip(slot..) {
+            *place = slot;
+        }
+        rest = tail;
+    }
+}
+
+/// The tokens that close a group of one compression ratio, and where the entry goes.
+struct Closing<'a> {
+    ratio: usize,
+    rows_per_block: usize,
+    in_use: bool,
+    tokens: &'a mut [i32],
+    slots: &'a mut [i32],
+    count: usize,
+}
+
+impl<'a> Closing<'a> {
+    fn new(
+        ratio: usize,
+        block_tokens: usize,
+        in_use: bool,
+        tokens: &'a mut [i32],
+        slots: &'a mut [i32],
+    ) -> Self {
+        Self { ratio, rows_per_block: block_tokens / ratio, in_use, tokens, slots, count: 0 }
+    }
+
+    /// Token `first` of the step is position `start` of the request, and so on to `end`.
+    fn push(&mut self, first: usize, start: usize, end: usize, tables: &Tables) {
+        if !self.in_use {
+            return;
+        }
+        let closing = (start + 1).next_multiple_of(self.ratio) - 1;
+        for position in (closing..end).step_by(self.ratio) {
+            let row = position / self.ratio % self.rows_per_block;
+            self.tokens[self.count] = int(first + position - start);
+            self.slots[self.count] =
+                tables.full.id_at(position) * int(self.rows_per_block) + int(row);
+            self.count += 1;
+        }
+    }
+}
+
+/// FNV-1a, 64 bits: enough to tell two layouts apart, and the same everywhere.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

@@ -1,0 +1,223 @@
+//! The life of a request. States are types, and only those that run own blocks.
+//!
+//! ```text
+//!              start(tables)                last chunk planned
+//!   Waiting ───────────────▶ Prefilling ─────────────────────▶ Decoding ──▶ finished
+//!      ▲                         │                                 │
+//!      └──────── preempt ────────┴─────────────────────────────────┘
+//! ```
+//! - `tokens` is the prompt and what was generated; positions below `planned` are computed, or
+//!   will be once the steps in flight are done.
+//! - A decoding request either knows its next token, or its sample is in flight.
+//! - A preempted request keeps its tokens and computes them again from position 0; it may not
+//!   start before the steps are done that it was part of, whose answers still count.
+
+use crate::ids::{RequestId, StepId};
+use crate::table::Tables;
+
+/// Order among requests, smallest first: static, total, and so free of starvation.
+///
+/// A request that arrives k steps later, or one level of priority lower per `aging_steps` steps,
+/// comes after. So only finitely many requests can ever come before a given one. Those that wait
+/// start in this order; the last that runs is preempted first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    urgency: i64,
+    arrival: RequestId,
+}
+
+impl Rank {
+    pub(crate) fn new(arrived: StepId, priority: i32, aging_steps: usize, id: RequestId) -> Self {
+        let step =
+            i64::try_from(arrived.0).expect("2^63 steps take longer than the hardware lasts");
+        let aging = i64::try_from(aging_steps).expect("checked to fit int32");
+        Self { urgency: step + i64::from(priority) * aging, arrival: id }
+    }
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Finish {
+    /// A stop token.
+    Stop = 1,
+    /// `max_tokens` were generated.
+    Length = 2,
+    /// The text layer found a stop string.
+    Stopped = 3,
+    /// Its logits were NaN or infinite.
+    NonFinite = 4,
+    /// A broken invariant.
+    Violation = 5,
+}
+
+/// What was asked, and what was generated so far.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) rank: Rank,
+    pub(crate) tokens: Vec<i32>,
+    pub(crate) num_prompt_tokens: usize,
+    pub(crate) max_tokens: usize,
+    pub(crate) min_tokens: usize,
+    pub(crate) stop_token_ids: Box<[i32]>,
+    pub(crate) submitted_us: u64,
+}
+
+impl Request {
+    pub(crate) fn num_generated(&self) -> usize {
+        self.tokens.len() - self.num_prompt_tokens
+    }
+
+    /// Tokens that may still be generated.
+    pub(crate) fn output_left(&self) -> usize {
+        self.max_tokens - self.num_generated()
+    }
+
+    /// Adds a generated token; says whether the request ends with it.
+    fn generate(&mut self, token: i32) -> Option<Finish> {
+        let may_stop = self.num_generated() >= self.min_tokens;
+        self.tokens.push(token);
+        if may_stop && self.stop_token_ids.contains(&token) {
+            return Some(Finish::Stop);
+        }
+        (self.num_generated() >= self.max_tokens).then_some(Finish::Length)
+    }
+}
+
+/// Holds no blocks.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) request: Request,
+    /// The newest step that it was part of before it was preempted.
+    pub(crate) busy_until: StepId,
+    /// Since when it does not fit while others may overtake it.
+    pub(crate) blocked_since: Option<StepId>,
+}
+
+impl Waiting {
+    pub(crate) fn new(request: Request) -> Self {
+        Self { request, busy_until: StepId(0), blocked_since: None }
+    }
+
+    pub(crate) fn start(self, tables: Tables) -> Prefilling {
+        let Self { request, .. } = self;
+        Prefilling(Active { request, tables, planned: 0, last_step: StepId(0) })
+    }
+}
+
+/// What every running request has.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) request: Request,
+    pub(crate) tables: Tables,
+    /// Positions below this are computed or in flight.
+    pub(crate) planned: usize,
+    /// The newest step that it is part of.
+    pub(crate) last_step: StepId,
+}
+
+impl Active {
+    /// Gives up all blocks.
+    pub(crate) fn preempt(self) -> Waiting {
+        let Self { request, last_step, .. } = self;
+        Waiting { request, busy_until: last_step, blocked_since: None }
+    }
+
+    /// `len` more positions are part of `step`.
+    fn plan(&mut self, len: usize, step: StepId) {
+        self.planned += len;
+        self.last_step = step;
+    }
+}
+
+/// Has tokens that no step has computed yet, and no sample in flight.
+#[derive(Debug)]
+pub(crate) struct Prefilling(pub(crate) Active);
+
+impl Prefilling {
+    /// The next chunk is part of `step`; after the last one a sample is in flight.
+    pub(crate) fn plan(mut self, len: usize, step: StepId) -> Phase {
+        self.0.plan(len, step);
+        if self.0.planned < self.0.request.tokens.len() {
+            Phase::Prefilling(self)
+        } else {
+            Phase::Decoding(Decoding { active: self.0, next: None })
+        }
+    }
+}
+
+/// Generates token by token.
+#[derive(Debug)]
+pub(crate) struct Decoding {
+    pub(crate) active: Active,
+    /// The token to compute next; None while it is being sampled.
+    pub(crate) next: Option<i32>,
+}
+
+impl Decoding {
+    /// The next token is part of `step`, and a sample is in flight.
+    pub(crate) fn plan(&mut self, step: StepId) {
+        self.active.plan(1, step);
+        self.next = None;
+    }
+}
+
+/// Where a request is.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Waiting(Waiting),
+    Prefilling(Prefilling),
+    Decoding(Decoding),
+}
+
+impl Phase {
+    pub(crate) fn request(&self) -> &Request {
+        match self {
+            Self::Waiting(waiting) => &waiting.request,
+            Self::Prefilling(Prefilling(active)) | Self::Decoding(Decoding { active, .. }) => {
+                &active.request
+            }
+        }
+    }
+
+    /// What it holds while it runs.
+    pub(crate) fn active(&self) -> Option<&Active> {
+        match self {
+            Self::Waiting(_) => None,
+            Self::Prefilling(Prefilling(active)) | Self::Decoding(Decoding { active, .. }) => {
+                Some(active)
+            }
+        }
+    }
+
+    pub(crate) fn active_mut(&mut self) -> Option<&mut Active> {
+        match self {
+            Self::Waiting(_) => None,
+            Self::Prefilling(Prefilling(active)) | Self::Decoding(Decoding { active, .. }) => {
+                Some(active)
+            }
+        }
+    }
+
+    /// Its sample came back as `token`, whether it still runs or was preempted meanwhile.
+    /// None if it had no sample in flight, which is for the caller to rule out.
+    pub(crate) fn sampled(&mut self, token: i32) -> Option<Sampled> {
+        let finish = match self {
+            Self::Waiting(waiting) => waiting.request.generate(token),
+            Self::Prefilling(_) => return None,
+            Self::Decoding(decoding) => {
+                decoding.next = Some(token);
+                decoding.active.request.generate(token)
+            }
+        };
+        Some(finish.map_or(Sampled::GoesOn, Sampled::Ends))
+    }
+}
+
+/// What a token meant for its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sampled {
+    GoesOn,
+    Ends(Finish),
+}

@@ -1,0 +1,137 @@
+//! From chosen rows to a step in flight: check, write, move on.
+
+use super::{Flight, Row, Scheduler};
+use crate::error::Violation;
+use crate::ids::{RequestId, StepId};
+use crate::metadata::{RowInput, StepLayout};
+use crate::request::{Decoding, Phase};
+
+/// One decided step; its arrays are in the lent memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of dsv4._core.Plan")]
+pub struct Plan {
+    pub step_id: StepId,
+    pub num_tokens: usize,
+    pub num_requests: usize,
+    pub num_samples: usize,
+    pub num_c4: usize,
+    pub num_c128: usize,
+    pub num_prefill_tokens: usize,
+    pub max_seq_len: usize,
+    /// Request of each row.
+    pub request_ids: Vec<RequestId>,
+    /// Request of each sample.
+    pub sample_request_ids: Vec<RequestId>,
+    /// Tokens that each sampled request had generated before.
+    pub sample_positions: Vec<usize>,
+}
+
+impl Scheduler {
+    /// Decides the next step and fills `memory`; None if there is nothing to do now.
+    pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+        self.choose();
+        while !self.check_chosen() && self.chosen.is_empty() {
+            self.choose(); // without those that failed
+        }
+        if self.chosen.is_empty() {
+            return None;
+        }
+        let step = self.newest.next();
+        self.newest = step;
+        // Before the windows slide: what they give up may be read by this very step.
+        self.pools.begin(step);
+        let spare = self.spare_rows.pop().unwrap_or_default();
+        let rows = std::mem::replace(&mut self.chosen, spare);
+        let plan = self.write(step, &rows, layout, memory);
+        self.flights.push_back(Flight { step, rows, num_samples: plan.num_samples });
+        Some(plan)
+    }
+
+    /// The same facts that the tables were built on, asked again of the slot tables before
+    /// anything is written. A row that fails takes its request with it, and nobody else. True if
+    /// none failed.
+    fn check_chosen(&mut self) -> bool {
+        let mut broken = Vec::new();
+        {
+            let mut full = self.pools.full.state();
+            let mut swa = self.pools.swa.state();
+            let mut slots = self.pools.state.state();
+            for row in &self.chosen {
+                let end = row.start + row.len;
+                let mut check = || -> Result<(), Violation> {
+                    let Some(active) = self.requests.at(row.place).active() else { return Ok(()) };
+                    let tables = &active.tables;
+                    tables.full.check_writes(&mut full, row.start, end)?;
+                    tables.swa.check_writes(&mut swa, row.start, end)?;
+                    slots.expect_open(tables.slot.id(), tables.slot.generation())
+                };
+                if check().is_err() {
+                    broken.push(row.place);
+                }
+            }
+        }
+        for &place in &broken {
+            self.chosen.retain(|row| row.place != place);
+            self.fail(place);
+        }
+        broken.is_empty()
+    }
+
+    /// Fills the arrays row by row; each request then moves on to what comes after this step.
+    fn write(
+        &mut self,
+        step: StepId,
+        rows: &[Row],
+        layout: &StepLayout,
+        memory: &mut [i32],
+    ) -> Plan {
+        let mut arrays = layout.arrays(memory);
+        let mut plan = Plan {
+            step_id: step,
+            request_ids: Vec::with_capacity(rows.len()),
+            sample_request_ids: Vec::with_capacity(rows.len()),
+            sample_positions: Vec::with_capacity(rows.len()),
+            ..Plan::default()
+        };
+        for row in rows {
+            let phase = self.requests.at(row.place);
+            let tokens = match phase {
+                Phase::Decoding(Decoding { next: Some(next), .. }) => std::slice::from_ref(next),
+                _ => &phase.request().tokens[row.start..row.start + row.len],
+            };
+            let Some(active) = phase.active() else { continue };
+            let (start, samples) = (row.start, row.samples);
+            arrays.push(&RowInput { tokens, start, tables: &active.tables, samples });
+            plan.request_ids.push(row.id);
+            if row.samples {
+                plan.sample_request_ids.push(row.id);
+                plan.sample_positions.push(active.request.num_generated());
+            }
+            if let Phase::Prefilling(_) = phase {
+                plan.num_prefill_tokens += row.len;
+            }
+            self.move_on(row, step);
+        }
+        plan.num_tokens = arrays.num_tokens;
+        plan.num_requests = arrays.num_rows;
+        plan.num_samples = arrays.num_samples;
+        plan.num_c4 = arrays.num_c4();
+        plan.num_c128 = arrays.num_c128();
+        plan.max_seq_len = arrays.max_seq_len;
+        plan
+    }
+
+    /// The positions of `row` are in flight: the window slides, and after its last chunk a
+    /// request decodes.
+    fn move_on(&mut self, row: &Row, step: StepId) {
+        let phase = self.requests.at_mut(row.place);
+        if let Phase::Decoding(decoding) = phase {
+            decoding.plan(step);
+        } else if let Phase::Prefilling(prefilling) = self.requests.take(row.place) {
+            self.requests.put(row.place, prefilling.plan(row.len, step));
+        }
+        if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+            active.tables.swa.slide(self.geometry.window_start(active.planned));
+        }
+    }
+}

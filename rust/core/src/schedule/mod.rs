@@ -1,0 +1,206 @@
+//! Which tokens run in the next step.
+//!
+//! Order of a step:
+//! 1. every decoding request whose next token is known, one token each, growing where it must
+//!    (`decode`);
+//! 2. a chunk of every prefilling request, while the token budget lasts (`prefill`);
+//! 3. waiting requests that fit start with a chunk, while the budget lasts (`prefill`);
+//! 4. what was chosen is checked, written into the arrays, and is in flight (`launch`).
+//!
+//! Events come in afterwards and settle what was in flight, oldest first (`settle`).
+
+mod decode;
+mod launch;
+mod prefill;
+mod requests;
+mod settle;
+
+use std::collections::VecDeque;
+
+pub use launch::Plan;
+pub(crate) use requests::{Place, Queue, Requests};
+pub use settle::{Event, Outcome};
+
+use crate::admit::Pools;
+use crate::budget::PoolSizes;
+use crate::error::Error;
+use crate::geometry::Geometry;
+use crate::ids::{RequestId, StepId};
+use crate::limits::Limits;
+use crate::pool::Pool;
+use crate::request::{Finish, Phase, Rank, Request, Waiting};
+
+/// Requests, pools and steps in flight.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    pub(crate) limits: Limits,
+    pub(crate) geometry: Geometry,
+    ratios: Vec<usize>,
+    pub(crate) pools: Pools,
+    pub(crate) requests: Requests,
+    pub(crate) queue: Queue,
+    /// In order of rank: the last is the first to be preempted.
+    pub(crate) running: Vec<(Rank, Place)>,
+    /// Oldest first.
+    pub(crate) flights: VecDeque<Flight>,
+    /// Rows of the step being chosen; then of a flight; then empty and here again.
+    chosen: Vec<Row>,
+    spare_rows: Vec<Vec<Row>>,
+    /// The newest step that was planned, and the newest that is done.
+    newest: StepId,
+    done: StepId,
+    last_id: RequestId,
+    pub(crate) now_us: u64,
+    /// What `plan` ended, to be told by the next `advance`.
+    untold: Outcome,
+    pub(crate) num_preemptions: usize,
+    /// Times that nothing could move and the last request was preempted to make room.
+    pub(crate) num_stalls: usize,
+}
+
+/// One request's part of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    place: Place,
+    id: RequestId,
+    start: usize,
+    len: usize,
+    samples: bool,
+}
+
+/// A step that is planned and not done.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) step: StepId,
+    rows: Vec<Row>,
+    num_samples: usize,
+}
+
+impl Scheduler {
+    pub(crate) fn new(
+        geometry: Geometry,
+        sizes: &PoolSizes,
+        limits: Limits,
+    ) -> Result<Self, Error> {
+        let most_rows = limits.max_num_requests.min(sizes.state_slots);
+        Ok(Self {
+            pools: Pools::new(&geometry, sizes, &limits)?,
+            ratios: geometry.ratios_in_use(),
+            chosen: Vec::with_capacity(most_rows),
+            running: Vec::with_capacity(most_rows),
+            limits,
+            geometry,
+            requests: Requests::default(),
+            queue: Queue::default(),
+            flights: VecDeque::new(),
+            spare_rows: Vec::new(),
+            newest: StepId(0),
+            done: StepId(0),
+            last_id: RequestId(0),
+            now_us: 0,
+            untold: Outcome::default(),
+            num_preemptions: 0,
+            num_stalls: 0,
+        })
+    }
+
+    /// Enqueues a request whose fields were checked.
+    pub(crate) fn submit(
+        &mut self,
+        priority: i32,
+        make: impl FnOnce(RequestId, Rank) -> Request,
+    ) -> RequestId {
+        let id = RequestId(self.last_id.0 + 1);
+        let rank = Rank::new(self.newest, priority, self.limits.aging_steps, id);
+        let request = make(id, rank);
+        self.last_id = id;
+        let num_tokens = request.tokens.len();
+        let place = self.requests.insert(Phase::Waiting(Waiting::new(request)));
+        self.queue.insert(rank, place, num_tokens);
+        id
+    }
+
+    /// Was this id ever given out?
+    pub(crate) fn knows(&self, id: RequestId) -> bool {
+        (1..=self.last_id.0).contains(&id.0)
+    }
+
+    /// Chooses the rows of the next step.
+    ///
+    /// With nothing in flight and a request at hand there is always something to choose: the
+    /// first in rank can grow at the cost of all others, and alone it fits (checked at submit).
+    /// Should a broken pool make that untrue, the last request gives way until it holds again.
+    fn choose(&mut self) {
+        self.choose_once();
+        while self.chosen.is_empty() && self.flights.is_empty() && !self.running.is_empty() {
+            self.num_stalls += 1;
+            self.preempt_last();
+            self.choose_once();
+        }
+    }
+
+    fn choose_once(&mut self) {
+        debug_assert!(self.chosen.is_empty());
+        if self.running.is_empty() && self.flights.is_empty() {
+            self.pools.for_each(Pool::repair);
+            self.pools.reclaim(self.done);
+        }
+        self.choose_decodes();
+        let budget = self.limits.max_num_tokens - self.chosen.len();
+        let budget = self.choose_chunks(budget);
+        self.choose_starts(budget);
+    }
+
+    /// The request that comes last in rank goes back to the queue.
+    fn preempt_last(&mut self) {
+        let Some((rank, place)) = self.running.pop() else { return };
+        let waiting = match self.requests.take(place) {
+            Phase::Prefilling(prefilling) => prefilling.0.preempt(),
+            Phase::Decoding(decoding) => decoding.active.preempt(),
+            Phase::Waiting(waiting) => waiting,
+        };
+        self.queue.insert(rank, place, waiting.request.tokens.len());
+        self.requests.put(place, Phase::Waiting(waiting));
+        self.num_preemptions += 1;
+        self.pools.reclaim(self.done);
+    }
+
+    /// Takes a request out of every list; its blocks retire.
+    pub(crate) fn end(&mut self, place: Place) -> RequestId {
+        let phase = self.requests.remove(place);
+        let request = phase.request();
+        match phase {
+            Phase::Waiting(_) => self.queue.remove(request.rank, request.tokens.len()),
+            Phase::Prefilling(_) | Phase::Decoding(_) => {
+                if let Ok(index) = self.running.binary_search(&(request.rank, place)) {
+                    self.running.remove(index);
+                }
+            }
+        }
+        request.id
+    }
+
+    /// Ends a request whose blocks are in doubt, to be told by the next `advance`.
+    fn fail(&mut self, place: Place) {
+        let id = self.end(place);
+        self.untold.push(id, None, Some(Finish::Violation));
+        self.pools.reclaim(self.done);
+    }
+
+    /// Ends a request on its owner's wish; false if it has ended.
+    pub(crate) fn abort(&mut self, id: RequestId) -> bool {
+        let Some(place) = self.requests.place_of(id) else { return false };
+        self.end(place);
+        self.pools.reclaim(self.done);
+        true
+    }
+
+    /// Ends everything.
+    pub(crate) fn clear(&mut self) {
+        let places: Vec<Place> = self.requests.iter().map(|(place, _)| place).collect();
+        for place in places {
+            self.end(place);
+        }
+        self.flights.clear();
+    }
+}

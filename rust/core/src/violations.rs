@@ -1,0 +1,215 @@
+//! Broken invariants, planted from inside: each costs one request and one block, and heals.
+//!
+//! Nothing outside this crate can bring such a state about; here the slot tables are overwritten.
+
+use crate::budget::PoolSizes;
+use crate::geometry::tests::flash;
+use crate::ids::{BlockId, RequestId, StepId};
+use crate::limits::Limits;
+use crate::pool::{Pool, SlotState};
+use crate::{Core, Event, Finish, NewRequest, Outcome};
+
+const SIZES: PoolSizes = PoolSizes { full_blocks: 16, swa_blocks: 60, state_slots: 4 };
+
+fn core() -> Core {
+    let limits = Limits {
+        max_model_len: 2048,
+        max_num_requests: 4,
+        max_num_tokens: 512,
+        max_queued_requests: 16,
+        max_queued_tokens: 65_536,
+        vocab_size: 1000,
+        max_steps_in_flight: 1,
+        aging_steps: 256,
+    };
+    Core::new(flash(), &SIZES, limits).expect("legal")
+}
+
+fn submit(core: &mut Core, prompt: usize) -> RequestId {
+    let prompt = vec![1; prompt];
+    let new =
+        NewRequest { prompt, max_tokens: 200, min_tokens: 0, stop_token_ids: &[], priority: 0 };
+    core.submit(new).expect("accepted")
+}
+
+/// One step with token 5; None if there was nothing to do, and then what `advance` had to tell.
+fn step(core: &mut Core) -> (Option<Vec<RequestId>>, Outcome) {
+    let mut memory = vec![0; core.layout().num_words()];
+    let Some(plan) = core.plan(&mut memory).expect("open") else {
+        return (None, core.advance(&[]).expect("open"));
+    };
+    let tokens = vec![5; plan.num_samples];
+    let done = Event::StepDone { step: plan.step_id, tokens: &tokens, non_finite: &[] };
+    let outcome = core.advance(&[done]).expect("in flight");
+    (Some(plan.request_ids), outcome)
+}
+
+fn stat(core: &Core, name: &str) -> u64 {
+    core.stats().into_iter().find(|(each, _)| each == name).expect("a stat").1
+}
+
+/// Overwrites the state of one block of `owner`.
+fn break_block(pool: &Pool, owner: RequestId, state: SlotState) -> BlockId {
+    pool.state().overwrite(owner, state)
+}
+
+fn failed(outcome: &Outcome, id: RequestId) -> bool {
+    let place = outcome.request_ids.iter().position(|&other| other == id);
+    place.is_some_and(|place| {
+        outcome.finished[place] == Finish::Violation as u8 && outcome.tokens[place] == -1
+    })
+}
+
+/// Runs a request to its end and expects all blocks of all groups to be free.
+fn heals(core: &mut Core) {
+    for _ in 0..1000 {
+        if step(core).0.is_none() {
+            break;
+        }
+    }
+    submit(core, 2000 - 200); // as large as it gets: needs what was quarantined as well
+    for _ in 0..1000 {
+        if step(core).0.is_none() {
+            break;
+        }
+    }
+    core.audit().expect("balanced");
+    for group in ["full", "swa", "state"] {
+        let capacity = stat(core, &format!("{group}_capacity"));
+        assert_eq!(stat(core, &format!("{group}_free")), capacity, "{group}");
+    }
+}
+
+#[test]
+fn a_write_to_a_block_that_is_not_open_fails_its_request_and_nobody_else() {
+    for group in 0..3 {
+        for state in [SlotState::Sealed, SlotState::Quarantined] {
+            let mut core = core();
+            let (bad, good) = (submit(&mut core, 10), submit(&mut core, 10));
+            step(&mut core);
+            let pools = &core.scheduler().pools;
+            let pool = [&pools.full, &pools.swa, &pools.state][group];
+            break_block(pool, bad, state);
+            let (rows, outcome) = step(&mut core);
+            assert_eq!(rows, Some(vec![good]), "group {group} {state:?}");
+            assert!(failed(&outcome, bad), "{outcome:?}");
+            assert_eq!(stat(&core, "num_violations"), 1);
+            core.audit().expect("balanced again");
+            heals(&mut core);
+        }
+    }
+}
+
+#[test]
+fn a_violation_that_leaves_nothing_to_plan_is_told_by_the_next_advance() {
+    let mut core = core();
+    let bad = submit(&mut core, 10);
+    step(&mut core);
+    break_block(&core.scheduler().pools.swa, bad, SlotState::Sealed);
+    let (rows, outcome) = step(&mut core);
+    assert_eq!(rows, None);
+    assert!(failed(&outcome, bad), "{outcome:?}");
+    heals(&mut core);
+}
+
+#[test]
+fn who_waits_behind_a_request_that_fails_starts_in_the_same_plan() {
+    let mut core = core();
+    let all: Vec<RequestId> = (0..5).map(|_| submit(&mut core, 10)).collect();
+    step(&mut core); // four run; there is no fifth slot
+    for &bad in &all[..4] {
+        break_block(&core.scheduler().pools.swa, bad, SlotState::Sealed);
+    }
+    let (rows, outcome) = step(&mut core);
+    assert_eq!(rows, Some(vec![all[4]]));
+    assert!(all[..4].iter().all(|&bad| failed(&outcome, bad)), "{outcome:?}");
+    heals(&mut core);
+}
+
+#[test]
+fn a_block_that_cannot_be_sealed_fails_its_request_when_the_step_is_done() {
+    let mut core = core();
+    let (bad, good) = (submit(&mut core, 256), submit(&mut core, 10));
+    let mut memory = vec![0; core.layout().num_words()];
+    let plan = core.plan(&mut memory).expect("open").expect("both");
+    break_block(&core.scheduler().pools.full, bad, SlotState::Sealed);
+    let done = Event::StepDone { step: plan.step_id, tokens: &[5, 5], non_finite: &[] };
+    let outcome = core.advance(&[done]).expect("in flight");
+    assert!(failed(&outcome, bad), "{outcome:?}");
+    assert_eq!(outcome.request_ids, [bad, good]);
+    assert_eq!(stat(&core, "full_quarantined"), 1);
+    core.audit().expect("balanced again");
+    heals(&mut core);
+}
+
+#[test]
+fn a_handle_of_a_block_that_is_free_or_retired_quarantines_it_when_dropped() {
+    for state in [SlotState::Free, SlotState::Retired(StepId(0))] {
+        let mut core = core();
+        let bad = submit(&mut core, 10);
+        step(&mut core);
+        break_block(&core.scheduler().pools.full, bad, state);
+        assert!(core.abort(bad));
+        assert_eq!(stat(&core, "num_violations"), 1);
+        assert_eq!(stat(&core, "full_quarantined"), 1, "{state:?}");
+        core.audit().expect("balanced again");
+        heals(&mut core);
+    }
+}
+
+#[test]
+fn a_handle_of_an_earlier_life_is_counted_and_changes_nothing() {
+    let pool = Pool::new(crate::ids::Group::Full, 2);
+    let block = pool.take(RequestId(1)).expect("free");
+    pool.state().begin_next_life(block.id());
+    let before = pool.counts();
+    drop(block);
+    let after = pool.counts();
+    assert_eq!((after.violations, after.quarantined), (1, 0));
+    assert_eq!((after.free, after.open, after.retired), (before.free, before.open, before.retired));
+}
+
+#[test]
+#[should_panic(expected = "is not open")]
+fn in_tests_a_violation_panics_with_the_ids() {
+    let mut core = core();
+    core.panic_on_violation();
+    let bad = submit(&mut core, 10);
+    step(&mut core);
+    break_block(&core.scheduler().pools.full, bad, SlotState::Sealed);
+    step(&mut core);
+}
+
+#[test]
+fn an_audit_sees_a_block_in_two_places() {
+    let mut core = core();
+    let id = submit(&mut core, 10);
+    step(&mut core);
+    core.audit().expect("balanced");
+    break_block(&core.scheduler().pools.swa, id, SlotState::Free);
+    let found = core.audit().expect_err("a block is free and held");
+    assert!(found.to_string().contains("swa"), "{found}");
+}
+
+#[test]
+fn ten_thousand_violations_cost_a_request_each_and_never_the_process() {
+    let mut core = core();
+    let mut num_failed = 0;
+    for round in 0..10_000 {
+        let id = submit(&mut core, 10 + round % 50); // one block per group
+        step(&mut core);
+        let pools = &core.scheduler().pools;
+        let pool = [&pools.full, &pools.swa, &pools.state][round % 3];
+        if round % 2 == 0 {
+            break_block(pool, id, SlotState::Sealed);
+        } else {
+            break_block(pool, id, SlotState::Free);
+        }
+        let (_, outcome) = step(&mut core);
+        num_failed += usize::from(failed(&outcome, id));
+        core.audit().expect("balanced again");
+    }
+    assert_eq!((num_failed, stat(&core, "num_running")), (10_000, 0));
+    assert_eq!(stat(&core, "num_violations"), 10_000);
+    heals(&mut core);
+}

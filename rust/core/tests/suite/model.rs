@@ -1,0 +1,315 @@
+//! The whole core under random callers, every plan and every outcome checked by the referee.
+
+use dsv4_core::budget::PoolSizes;
+use dsv4_core::error::Error;
+use dsv4_core::geometry::Geometry;
+use dsv4_core::ids::{RequestId, StepId};
+use dsv4_core::limits::Limits;
+use dsv4_core::{Event, NewRequest, Outcome};
+
+use crate::driver::{Driver, real_geometry, tiny_geometry};
+use crate::referee::Referee;
+use crate::rng::{Rng, Seed};
+
+/// One core, its caller and its referee.
+struct Game {
+    driver: Driver,
+    referee: Referee,
+    rng: Rng,
+    lengths: Vec<usize>,
+    /// Outputs go far beyond what admission promises, so that requests outgrow the pools.
+    outgrows: bool,
+    num_operations: usize,
+    num_ended: usize,
+    num_accepted: usize,
+    now_us: u64,
+}
+
+impl Game {
+    fn new(geometry: Geometry, mut rng: Rng) -> Self {
+        let block = geometry.block_tokens;
+        let outgrows = rng.once_in(3);
+        let max_model_len =
+            if outgrows { 10 * block } else { rng.pick(&[2 * block, 3 * block + 1, 6 * block]) };
+        let max_num_requests = rng.between(1, 6);
+        let limits = Limits {
+            max_model_len,
+            max_num_requests,
+            max_num_tokens: max_num_requests + rng.pick(&[0, 1, 3, block, 2 * block]),
+            max_queued_requests: rng.between(1, 8),
+            max_queued_tokens: max_model_len * rng.between(1, 8),
+            vocab_size: 50,
+            max_steps_in_flight: rng.between(1, 2),
+            aging_steps: rng.pick(&[1, 4, 50]),
+        };
+        let sizes = PoolSizes {
+            full_blocks: if outgrows { rng.between(9, 20) } else { rng.between(1, 12) },
+            swa_blocks: geometry.steady_swa_blocks()
+                + if outgrows { 40 } else { rng.pick(&[0, 0, 1, 3, 10, 40]) },
+            state_slots: rng.between(1, 6),
+        };
+        let window = geometry.window;
+        let lengths = vec![
+            1,
+            2,
+            3,
+            4,
+            5,
+            block - 1,
+            block,
+            block + 1,
+            2 * block,
+            4 * block + 1,
+            (window - 1).max(1),
+            window,
+            window + 1,
+            geometry.swa_block_tokens,
+        ];
+        let capacity = [sizes.full_blocks, sizes.swa_blocks, sizes.state_slots];
+        Self {
+            driver: Driver::new(geometry.clone(), sizes, limits.clone()),
+            referee: Referee::new(geometry, limits, capacity),
+            rng,
+            lengths,
+            outgrows,
+            num_operations: 0,
+            num_ended: 0,
+            num_accepted: 0,
+            now_us: 0,
+        }
+    }
+
+    fn play(&mut self, num_operations: usize) {
+        while self.num_operations < num_operations {
+            self.operate();
+            self.num_operations += 1;
+            if self.rng.once_in(64) {
+                self.driver.core.audit().expect("balanced");
+            }
+        }
+        // Whatever still runs comes to its end, in a bounded number of steps.
+        for _ in 0..20_000 {
+            while self.referee.num_in_flight() > 0 {
+                self.finish_step();
+            }
+            if !self.plan() {
+                break;
+            }
+        }
+        assert!(self.referee.known.is_empty(), "left over: {:?}", self.referee.known.keys());
+        assert_eq!(self.num_ended, self.num_accepted, "every request ends exactly once");
+        self.driver.assert_at_rest();
+        assert_eq!(self.driver.stat("num_stalls"), 0);
+    }
+
+    fn operate(&mut self) {
+        match self.rng.below(40) {
+            0..=7 => self.submit(),
+            8..=20 => {
+                self.plan();
+            }
+            21..=34 => self.finish_step(),
+            35 => self.abort(),
+            36 => self.stop(),
+            37 => {
+                self.now_us += self.rng.below(100) as u64;
+                self.advance(&[Event::Tick(self.now_us)], &Outcome::default());
+            }
+            _ => self.misbehave(),
+        }
+    }
+
+    fn submit(&mut self) {
+        let most = self.referee.limits.max_model_len;
+        let prompt = self.rng.pick(&self.lengths).min(most - 1);
+        let mut max_tokens = self.rng.pick(&self.lengths);
+        if self.outgrows {
+            max_tokens = self.rng.between(most / 3, most - prompt.min(most / 2));
+        }
+        let min_tokens = if self.rng.once_in(4) { self.rng.between(0, max_tokens) } else { 0 };
+        let stops: Vec<i32> = if self.rng.once_in(3) { vec![7, 9] } else { vec![] };
+        let tokens: Vec<i32> = (0..prompt).map(|_| self.token()).collect();
+        let priority = if self.rng.once_in(4) { self.rng.pick(&[0, 1, 2]) } else { 1 };
+        let wide: Vec<i128> = stops.iter().map(|&id| i128::from(id)).collect();
+        let accepted = self.driver.try_submit(NewRequest {
+            prompt: tokens.clone(),
+            max_tokens: max_tokens as i128,
+            min_tokens: min_tokens as i128,
+            stop_token_ids: &wide,
+            priority: i128::from(priority),
+        });
+        let most = most.min(self.driver.core.capacity().max_request_tokens);
+        match accepted {
+            Ok(id) => {
+                assert!(prompt + max_tokens <= most, "{prompt} + {max_tokens} > {most}");
+                let lengths = (max_tokens, min_tokens);
+                let known = self.referee.new_request(tokens, lengths, stops, priority);
+                self.referee.submitted(id, known);
+                self.num_accepted += 1;
+            }
+            Err(Error::Invalid(refusal)) => {
+                assert!(prompt + max_tokens > most, "{refusal}");
+                assert!(refusal.message.contains(&prompt.to_string()), "{refusal}");
+            }
+            Err(Error::QueueFull { .. }) => assert!(self.driver.stat("num_waiting") > 0),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn token(&mut self) -> i32 {
+        i32::try_from(self.rng.below(50)).expect("small")
+    }
+
+    /// True if there was a step.
+    fn plan(&mut self) -> bool {
+        if self.referee.num_in_flight() == self.referee.limits.max_steps_in_flight {
+            let refused = self.driver.core.plan(&mut self.driver.memory);
+            assert!(matches!(refused, Err(Error::TooManySteps { .. })));
+            return false;
+        }
+        let Driver { core, memory } = &mut self.driver;
+        let Some(plan) = core.plan(memory).expect("a step may be planned") else {
+            let must_move = self.referee.num_in_flight() == 0 && !self.referee.known.is_empty();
+            assert!(!must_move, "nothing moves: {:?}", core.stats());
+            return false;
+        };
+        self.referee.planned(&plan, core.layout(), memory);
+        true
+    }
+
+    fn finish_step(&mut self) {
+        let Some((step, samples)) = self.referee.oldest() else { return };
+        let tokens: Vec<i32> = (0..samples).map(|_| self.token()).collect();
+        let is_broken = samples > 0 && self.rng.once_in(60);
+        let non_finite = if is_broken { vec![self.rng.below(samples)] } else { vec![] };
+        let expected = self.referee.done(&tokens, &non_finite);
+        let event = Event::StepDone { step, tokens: &tokens, non_finite: &non_finite };
+        self.advance(&[event], &expected);
+    }
+
+    fn advance(&mut self, events: &[Event<'_>], expected: &Outcome) {
+        let outcome = self.driver.core.advance(events).expect("legal events");
+        assert_eq!(&outcome, expected);
+        self.num_ended += outcome.finished.iter().filter(|&&code| code != 0).count();
+    }
+
+    /// Any request at all, most of them alive.
+    fn some_request(&mut self) -> Option<RequestId> {
+        let alive: Vec<RequestId> = self.referee.known.keys().copied().collect();
+        if alive.is_empty() || self.rng.once_in(8) {
+            let last = self.num_accepted;
+            return (last > 0).then(|| RequestId(self.rng.between(1, last) as u64));
+        }
+        Some(self.rng.pick(&alive))
+    }
+
+    fn abort(&mut self) {
+        let Some(id) = self.some_request() else { return };
+        let was_alive = self.referee.known.contains_key(&id);
+        assert_eq!(self.driver.core.abort(id), was_alive);
+        assert!(!self.driver.core.abort(id), "a second abort does nothing");
+        self.referee.ended(id);
+        self.num_ended += usize::from(was_alive);
+    }
+
+    fn stop(&mut self) {
+        let Some(id) = self.some_request() else { return };
+        let mut expected = Outcome::default();
+        if self.referee.known.contains_key(&id) {
+            expected = Outcome { request_ids: vec![id], tokens: vec![-1], finished: vec![3] };
+            self.referee.ended(id);
+        }
+        self.advance(&[Event::Stopped(id)], &expected);
+    }
+
+    /// Calls that do not fit: a typed error each, and nothing changes.
+    fn misbehave(&mut self) {
+        let oldest = self.referee.oldest();
+        let (step, samples) = oldest.unwrap_or((StepId(1 << 40), 0));
+        let before = self.driver.core.stats();
+        let too_many = vec![0; samples + 1];
+        let outside = vec![50; samples];
+        let right = vec![0; samples];
+        let done = |step, tokens| Event::StepDone { step, tokens, non_finite: &[] };
+        let beyond = [samples];
+        let events = match self.rng.below(6) {
+            0 => vec![done(step.next(), &right)],
+            1 => vec![done(step, &too_many)],
+            2 if samples > 0 => vec![done(step, &outside)],
+            3 => vec![Event::StepDone { step, tokens: &right, non_finite: &beyond }],
+            4 => vec![Event::Stopped(RequestId(u64::MAX))],
+            // The first event is right, and is not applied either.
+            _ => vec![done(step, &right), done(step, &right)],
+        };
+        let refused = self.driver.core.advance(&events);
+        assert!(refused.is_err(), "{events:?}");
+        let short = self.driver.memory.len() - 1;
+        let refused = self.driver.core.plan(&mut self.driver.memory[..short]);
+        assert!(matches!(refused, Err(Error::MemoryTooSmall { .. })));
+        assert_eq!(self.driver.core.stats(), before);
+    }
+}
+
+/// What happened in some games, so that a test can say that it saw what it is about.
+#[derive(Debug, Default)]
+struct Seen {
+    operations: usize,
+    restarts: usize,
+    overtakings: usize,
+    ends: usize,
+}
+
+fn play(
+    seeds: std::ops::Range<u64>,
+    operations: usize,
+    geometry: fn(&mut Rng) -> Geometry,
+) -> Seen {
+    let mut seen = Seen::default();
+    for seed in seeds {
+        let _seed = Seed(seed);
+        let mut rng = Rng::new(seed);
+        let mut game = Game::new(geometry(&mut rng), rng);
+        game.play(operations);
+        seen.operations += game.num_operations;
+        seen.restarts += game.referee.num_restarts;
+        seen.overtakings += game.referee.num_overtakings;
+        seen.ends += game.num_ended;
+    }
+    seen
+}
+
+fn tiny(rng: &mut Rng) -> Geometry {
+    let ratios = rng.pick(&[[0, 4], [0, 0], [4, 4]]).to_vec();
+    let (window, swa_block_tokens) = rng.pick(&[(8, 4), (8, 8), (5, 4), (1, 2), (12, 4)]);
+    Geometry { ratios, window, swa_block_tokens, ..tiny_geometry() }
+}
+
+fn real(_: &mut Rng) -> Geometry {
+    real_geometry()
+}
+
+/// Four million calls with tiny blocks, and enough of everything that is rare.
+fn tiny_games(seeds: std::ops::Range<u64>) {
+    let seen = play(seeds, 2000, tiny);
+    assert_eq!(seen.operations, 4_000_000);
+    let enough = seen.restarts > 1600 && seen.overtakings > 2000 && seen.ends > 100_000;
+    assert!(enough, "too little of what is rare: {seen:?}");
+}
+
+#[test]
+fn four_million_random_calls_with_tiny_blocks_obey_the_rules() {
+    tiny_games(0..2000);
+}
+
+#[test]
+fn four_million_random_calls_of_other_seeds_obey_the_rules() {
+    tiny_games(1_000_000..1_002_000);
+}
+
+#[test]
+fn two_million_random_calls_with_the_real_blocks_obey_the_rules() {
+    let seen = play(7000..8000, 2000, real);
+    assert_eq!(seen.operations, 2_000_000);
+    let enough = seen.overtakings > 200 && seen.ends > 50_000;
+    assert!(enough, "too little of what is rare: {seen:?}");
+}

@@ -1,0 +1,370 @@
+//! What every plan and every outcome must obey, kept by somebody who knows nothing of the code.
+//!
+//! The referee sees what any caller sees: the arrays of a step, and what `advance` says. From them
+//! it keeps its own books (who owns which block, who may read it until when) and refuses whatever
+//! breaks a rule.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dsv4_core::geometry::Geometry;
+use dsv4_core::ids::{RequestId, StepId};
+use dsv4_core::limits::Limits;
+use dsv4_core::metadata::StepLayout;
+use dsv4_core::{Outcome, Plan};
+
+/// A request as the one who submitted it knows it.
+#[derive(Debug)]
+pub struct Known {
+    pub tokens: Vec<i32>,
+    pub num_prompt: usize,
+    pub max_tokens: usize,
+    pub min_tokens: usize,
+    pub stops: Vec<i32>,
+    /// Smaller comes first: arrival in steps plus priority times aging, then the id.
+    rank: i64,
+    /// Positions seen in plans of this life.
+    planned: usize,
+    /// Starts so far; a start after the first means that it was preempted.
+    lives: usize,
+    full: Vec<i32>,
+    swa_first: usize,
+    swa: Vec<i32>,
+    sampling: bool,
+    /// Its prompt is computed, in this life.
+    decodes: bool,
+    /// The step in which a later request of no smaller size first started before it.
+    overtaken_since: Option<u64>,
+}
+
+/// Owner of a block in one life of a request.
+type Life = (RequestId, usize);
+
+/// A step in flight: who reads which block, and whose samples are on their way.
+struct Flight {
+    step: StepId,
+    /// Of the groups full, swa and state.
+    readers: [BTreeMap<i32, Life>; 3],
+    rows: Vec<Life>,
+    samples: Vec<Life>,
+}
+
+pub struct Referee {
+    pub geometry: Geometry,
+    pub limits: Limits,
+    capacity: [usize; 3],
+    pub known: BTreeMap<RequestId, Known>,
+    flights: VecDeque<Flight>,
+    num_steps: u64,
+    pub num_restarts: usize,
+    pub num_overtakings: usize,
+}
+
+/// One row of a step, read from the arrays.
+struct Row {
+    id: RequestId,
+    index: usize,
+    first_token: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Referee {
+    pub fn new(geometry: Geometry, limits: Limits, capacity: [usize; 3]) -> Self {
+        Self {
+            geometry,
+            limits,
+            capacity,
+            known: BTreeMap::new(),
+            flights: VecDeque::new(),
+            num_steps: 0,
+            num_restarts: 0,
+            num_overtakings: 0,
+        }
+    }
+
+    pub fn submitted(&mut self, id: RequestId, known: Known) {
+        assert!(self.known.insert(id, known).is_none(), "id {id} was given out twice");
+    }
+
+    pub fn new_request(
+        &self,
+        tokens: Vec<i32>,
+        (max_tokens, min_tokens): (usize, usize),
+        stops: Vec<i32>,
+        priority: i64,
+    ) -> Known {
+        let arrived = i64::try_from(self.num_steps).expect("few");
+        let aging = i64::try_from(self.limits.aging_steps).expect("few");
+        Known {
+            num_prompt: tokens.len(),
+            tokens,
+            max_tokens,
+            min_tokens,
+            stops,
+            rank: arrived + priority * aging,
+            planned: 0,
+            lives: 0,
+            full: vec![],
+            swa_first: 0,
+            swa: vec![],
+            sampling: false,
+            decodes: false,
+            overtaken_since: None,
+        }
+    }
+
+    pub fn ended(&mut self, id: RequestId) {
+        self.known.remove(&id);
+    }
+
+    pub fn num_in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    pub fn oldest(&self) -> Option<(StepId, usize)> {
+        self.flights.front().map(|flight| (flight.step, flight.samples.len()))
+    }
+
+    /// Reads a whole plan; panics if it breaks a rule.
+    pub fn planned(&mut self, plan: &Plan, layout: &StepLayout, memory: &[i32]) {
+        let arrays = Arrays { layout, memory };
+        self.num_steps += 1;
+        assert!(self.flights.len() < self.limits.max_steps_in_flight);
+        assert!((1..=self.limits.max_num_requests).contains(&plan.num_requests));
+        assert!((1..=self.limits.max_num_tokens).contains(&plan.num_tokens));
+        assert_eq!(plan.request_ids.len(), plan.num_requests);
+        let distinct: BTreeSet<_> = plan.request_ids.iter().collect();
+        assert_eq!(distinct.len(), plan.num_requests, "a request is in one step twice");
+
+        let mut flight = Flight {
+            step: plan.step_id,
+            readers: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
+            rows: vec![],
+            samples: vec![],
+        };
+        let mut closing = [vec![], vec![], vec![], vec![]];
+        let mut positions = vec![];
+        let mut num_prefill = 0;
+        let mut longest = 0;
+        let starts = arrays.get("query_starts");
+        assert_eq!(starts[0], 0);
+        for (index, &id) in plan.request_ids.iter().enumerate() {
+            let (first, last) = (at(starts[index]), at(starts[index + 1]));
+            assert!(first < last, "row {index} has no tokens");
+            let start = at(arrays.get("positions")[first]);
+            let row = Row { id, index, first_token: first, start, end: start + last - first };
+            if row.start == 0 {
+                self.starts(&row);
+            }
+            self.check_tokens(&row, &arrays);
+            self.check_tables(&row, &arrays, &mut flight);
+            self.check_closing(&row, &mut closing);
+            longest = longest.max(row.end);
+            let known = self.known.get_mut(&id).expect("checked above");
+            num_prefill += if known.decodes { 0 } else { row.end - row.start };
+            flight.rows.push((id, known.lives));
+            known.planned = row.end;
+            if row.end == known.tokens.len() {
+                known.sampling = true;
+                known.decodes = true;
+                positions.push(known.tokens.len() - known.num_prompt);
+                let sample = arrays.get("sample_tokens")[flight.samples.len()];
+                assert_eq!(at(sample), last - 1);
+                flight.samples.push((id, known.lives));
+            }
+        }
+        assert_eq!(at(starts[plan.num_requests]), plan.num_tokens);
+        let sampled: Vec<_> = flight.samples.iter().map(|&(id, _)| id).collect();
+        assert_eq!(plan.sample_request_ids, sampled);
+        assert_eq!(plan.sample_positions, positions);
+        assert_eq!((plan.num_samples, plan.max_seq_len), (sampled.len(), longest));
+        assert_eq!(plan.num_prefill_tokens, num_prefill);
+        let [c4_tokens, c4_slots, c128_tokens, c128_slots] = closing;
+        assert_eq!((plan.num_c4, plan.num_c128), (c4_tokens.len(), c128_tokens.len()));
+        assert_eq!(arrays.get("c4_tokens")[..plan.num_c4], c4_tokens);
+        assert_eq!(arrays.get("c4_slots")[..plan.num_c4], c4_slots);
+        assert_eq!(arrays.get("c128_tokens")[..plan.num_c128], c128_tokens);
+        assert_eq!(arrays.get("c128_slots")[..plan.num_c128], c128_slots);
+        self.flights.push_back(flight);
+    }
+
+    /// A request begins, or begins again: only behind those that came first and fit as well.
+    fn starts(&mut self, row: &Row) {
+        let busy = |id| self.flights.iter().any(|f| f.rows.iter().any(|&(other, _)| other == id));
+        let size = |known: &Known, geometry: &Geometry| {
+            let left = known.max_tokens - (known.tokens.len() - known.num_prompt);
+            geometry.full_blocks(known.tokens.len() + left.min(2 * geometry.block_tokens))
+        };
+        let known = &self.known[&row.id];
+        let (mine, my_size) = ((known.rank, row.id), size(known, &self.geometry));
+        assert!(!busy(row.id) || known.lives == 0, "{} started before its steps were done", row.id);
+        let overtaken: Vec<RequestId> = self
+            .known
+            .iter()
+            .filter(|&(&id, other)| other.waits() && (other.rank, id) < mine && !busy(id))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in overtaken {
+            let other = self.known.get_mut(&id).expect("listed");
+            // Preempted ones are not seen to wait until they start again, so all these are new.
+            assert!(
+                size(other, &self.geometry) > my_size,
+                "{} overtook {id}, which came first and is no larger",
+                row.id
+            );
+            let since = *other.overtaken_since.get_or_insert(self.num_steps);
+            let passed = self.num_steps - since;
+            let most = self.limits.aging_steps as u64;
+            assert!(passed <= most, "{id} is overtaken after {passed} steps of at most {most}");
+            self.num_overtakings += 1;
+        }
+        let known = self.known.get_mut(&row.id).expect("known");
+        if known.lives > 0 {
+            self.num_restarts += 1;
+        }
+        known.lives += 1;
+        known.planned = 0;
+        known.overtaken_since = None;
+        known.full.clear();
+        known.swa.clear();
+        known.swa_first = 0;
+        known.sampling = false;
+        known.decodes = false;
+    }
+
+    fn check_tokens(&self, row: &Row, arrays: &Arrays<'_>) {
+        let known = self.known.get(&row.id).unwrap_or_else(|| panic!("{} has ended", row.id));
+        assert!(!known.sampling, "{} runs before its sample is known", row.id);
+        assert_eq!(row.start, known.planned, "{} skips or repeats positions", row.id);
+        assert!(row.end <= known.tokens.len());
+        let tokens = row.first_token..row.first_token + row.end - row.start;
+        assert_eq!(arrays.get("token_ids")[tokens.clone()], known.tokens[row.start..row.end]);
+        let positions = &arrays.get("positions")[tokens.clone()];
+        assert!(positions.iter().enumerate().all(|(i, &p)| at(p) == row.start + i));
+        assert!(arrays.get("token_rows")[tokens].iter().all(|&r| at(r) == row.index));
+        assert_eq!(at(arrays.get("seq_lens")[row.index]), row.end);
+        assert_eq!(arrays.get("state_resets")[row.index], i32::from(row.start == 0));
+    }
+
+    /// Tables cover what is read and written, keep what they had, and share nothing.
+    fn check_tables(&mut self, row: &Row, arrays: &Arrays<'_>, flight: &mut Flight) {
+        let geometry = &self.geometry;
+        let known = self.known.get_mut(&row.id).expect("checked before");
+        let life = (row.id, known.lives);
+
+        let full = arrays.row("block_table_full", row.index);
+        let (full, rest) = full.split_at(geometry.full_blocks(row.end));
+        assert!(rest.iter().all(|&id| id == 0), "{full:?} then {rest:?}");
+        assert!(full.starts_with(&known.full), "{:?} became {full:?}", known.full);
+        known.full = full.to_vec();
+
+        let first = geometry.window_start(row.start) / geometry.swa_block_tokens;
+        let count = (row.end - 1) / geometry.swa_block_tokens + 1 - first;
+        assert_eq!(at(arrays.get("swa_first_block")[row.index]), first);
+        let (swa, rest) = arrays.row("block_table_swa", row.index).split_at(count);
+        assert!(rest.iter().all(|&id| id == 0), "{swa:?} then {rest:?}");
+        let kept = &known.swa[(first - known.swa_first).min(known.swa.len())..];
+        assert!(swa.starts_with(kept), "{:?} became {swa:?}", known.swa);
+        (known.swa_first, known.swa) = (first, swa.to_vec());
+        for (token, position) in (row.first_token..).zip(row.start..row.end) {
+            let block = swa[position / geometry.swa_block_tokens - first];
+            let slot = at(block) * geometry.swa_block_tokens + position % geometry.swa_block_tokens;
+            assert_eq!(at(arrays.get("swa_slots")[token]), slot);
+        }
+
+        let slot = &arrays.get("state_slots")[row.index..=row.index];
+        for (group, ids) in [full, swa, slot].into_iter().enumerate() {
+            for &id in ids {
+                assert!((1..=self.capacity[group]).contains(&at(id)), "block {id} is in no pool");
+                for other in self.flights.iter().chain([&*flight]) {
+                    let reader = other.readers[group].get(&id).unwrap_or(&life);
+                    assert_eq!(*reader, life, "block {id} is still read in step {}", other.step);
+                }
+                flight.readers[group].insert(id, life);
+            }
+        }
+    }
+
+    fn check_closing(&self, row: &Row, closing: &mut [Vec<i32>; 4]) {
+        let full = &self.known[&row.id].full;
+        for (place, ratio) in [(0, 4), (2, 128)] {
+            if !self.geometry.ratios.contains(&ratio) {
+                continue;
+            }
+            for position in (row.start..row.end).filter(|position| (position + 1) % ratio == 0) {
+                let rows = self.geometry.block_tokens / ratio;
+                let block = at(full[position / self.geometry.block_tokens]);
+                closing[place].push(int(row.first_token + position - row.start));
+                closing[place + 1].push(int(block * rows + position / ratio % rows));
+            }
+        }
+    }
+
+    /// What `advance` must say of the oldest step, and say it in the books.
+    pub fn done(&mut self, tokens: &[i32], non_finite: &[usize]) -> Outcome {
+        let flight = self.flights.pop_front().expect("in flight");
+        let mut outcome = Outcome::default();
+        for (sample, (id, life)) in flight.samples.into_iter().enumerate() {
+            let Some(known) = self.known.get_mut(&id) else { continue };
+            assert_eq!(known.lives, life, "{id} began again while its sample was in flight");
+            known.sampling = false;
+            let generated = known.tokens.len() - known.num_prompt;
+            let finish = if non_finite.contains(&sample) {
+                4
+            } else {
+                known.tokens.push(tokens[sample]);
+                match () {
+                    () if generated >= known.min_tokens
+                        && known.stops.contains(&tokens[sample]) =>
+                    {
+                        1
+                    }
+                    () if generated + 1 == known.max_tokens => 2,
+                    () => 0,
+                }
+            };
+            outcome.request_ids.push(id);
+            outcome.tokens.push(if finish == 4 { -1 } else { tokens[sample] });
+            outcome.finished.push(finish);
+            if finish != 0 {
+                self.ended(id);
+            }
+        }
+        outcome
+    }
+}
+
+impl Known {
+    fn waits(&self) -> bool {
+        self.lives == 0
+    }
+}
+
+/// The arrays of one step.
+struct Arrays<'a> {
+    layout: &'a StepLayout,
+    memory: &'a [i32],
+}
+
+impl<'a> Arrays<'a> {
+    fn get(&self, name: &str) -> &'a [i32] {
+        let fields = self.layout.fields();
+        let field = fields.iter().find(|field| field.name == name).expect("a field");
+        let start = field.offset_bytes / 4;
+        &self.memory[start..start + field.shape.iter().product::<usize>()]
+    }
+
+    fn row(&self, name: &str, index: usize) -> &'a [i32] {
+        let array = self.get(name);
+        let columns = array.len() / self.get("seq_lens").len();
+        &array[index * columns..(index + 1) * columns]
+    }
+}
+
+fn at(value: i32) -> usize {
+    usize::try_from(value).expect("no negative index in a step")
+}
+
+fn int(value: usize) -> i32 {
+    i32::try_from(value).expect("small")
+}

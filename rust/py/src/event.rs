@@ -1,0 +1,94 @@
+//! What goes into the core: events.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use dsv4_core::ids::{RequestId, StepId};
+
+use crate::numbers::int32s;
+
+/// Event: a step completed. tokens[i] belongs to sample i of that plan; `non_finite` lists samples with NaN or inf.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct StepDone {
+    step: StepId,
+    tokens: Vec<i32>,
+    non_finite: Vec<usize>,
+}
+
+#[pymethods]
+impl StepDone {
+    #[new]
+    #[pyo3(
+        signature = (step_id, tokens, non_finite = None),
+        text_signature = "(step_id, tokens, non_finite=())"
+    )]
+    fn new(
+        step_id: u64,
+        tokens: &Bound<'_, PyAny>,
+        non_finite: Option<Vec<usize>>,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            step: StepId(step_id),
+            tokens: int32s(tokens)?,
+            non_finite: non_finite.unwrap_or_default(),
+        })
+    }
+}
+
+/// Event: the text layer found a stop string; the request ends as if by a stop token.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct Stopped(RequestId);
+
+#[pymethods]
+impl Stopped {
+    #[new]
+    fn new(request_id: u64) -> Self {
+        Self(RequestId(request_id))
+    }
+}
+
+/// Event: time passed; microseconds of a monotonic clock.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct Tick(u64);
+
+#[pymethods]
+impl Tick {
+    #[new]
+    fn new(now_us: u64) -> Self {
+        Self(now_us)
+    }
+}
+
+/// Any event, kept alive for the call.
+pub(crate) enum Event {
+    StepDone(Py<StepDone>),
+    Stopped(RequestId),
+    Tick(u64),
+}
+
+impl Event {
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(done) = object.cast::<StepDone>() {
+            Ok(Self::StepDone(done.clone().unbind()))
+        } else if let Ok(stopped) = object.cast::<Stopped>() {
+            Ok(Self::Stopped(stopped.get().0))
+        } else if let Ok(tick) = object.cast::<Tick>() {
+            Ok(Self::Tick(tick.get().0))
+        } else {
+            let kind = object.get_type().qualname()?;
+            Err(PyTypeError::new_err(format!("{kind} is no event; pass StepDone, Stopped or Tick")))
+        }
+    }
+
+    /// As the core takes it; the lists are borrowed, for events are frozen.
+    pub(crate) fn borrow(&self) -> dsv4_core::Event<'_> {
+        match self {
+            Self::StepDone(done) => {
+                let StepDone { step, tokens, non_finite } = done.get();
+                dsv4_core::Event::StepDone { step: *step, tokens, non_finite }
+            }
+            Self::Stopped(id) => dsv4_core::Event::Stopped(*id),
+            Self::Tick(now_us) => dsv4_core::Event::Tick(*now_us),
+        }
+    }
+}

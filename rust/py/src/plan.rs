@@ -1,0 +1,123 @@
+//! What comes out of the core: the step layout, plans and outcomes. Lists are made when asked for.
+
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use dsv4_core::ids::RequestId;
+use dsv4_core::{self, metadata};
+
+/// One array of a step inside the lent buffer.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct Field(pub(crate) metadata::Field);
+
+#[pymethods]
+impl Field {
+    #[getter]
+    fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    #[getter]
+    fn offset(&self) -> usize {
+        self.0.offset_bytes
+    }
+
+    /// Capacity; a step uses the leading part. Always int32, always at a multiple of 64 bytes.
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.0.shape)
+    }
+}
+
+/// One decided step. Its arrays are in the lent buffer; these are the scalars.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct Plan(pub(crate) dsv4_core::Plan);
+
+#[pymethods]
+impl Plan {
+    #[getter]
+    fn step_id(&self) -> u64 {
+        self.0.step_id.0
+    }
+
+    #[getter]
+    fn num_tokens(&self) -> usize {
+        self.0.num_tokens
+    }
+
+    #[getter]
+    fn num_requests(&self) -> usize {
+        self.0.num_requests
+    }
+
+    #[getter]
+    fn num_samples(&self) -> usize {
+        self.0.num_samples
+    }
+
+    #[getter]
+    fn num_c4(&self) -> usize {
+        self.0.num_c4
+    }
+
+    #[getter]
+    fn num_c128(&self) -> usize {
+        self.0.num_c128
+    }
+
+    #[getter]
+    fn num_prefill_tokens(&self) -> usize {
+        self.0.num_prefill_tokens
+    }
+
+    #[getter]
+    fn max_seq_len(&self) -> usize {
+        self.0.max_seq_len
+    }
+
+    /// Request of each row, in row order.
+    #[getter]
+    fn request_ids(&self) -> Vec<u64> {
+        numbers(&self.0.request_ids)
+    }
+
+    /// Request of each sampled row, in the order of `sample_tokens`.
+    #[getter]
+    fn sample_request_ids(&self) -> Vec<u64> {
+        numbers(&self.0.sample_request_ids)
+    }
+
+    /// How many tokens each sampled request had generated before this step (0 for its first token).
+    #[getter]
+    fn sample_positions(&self) -> Vec<usize> {
+        self.0.sample_positions.clone()
+    }
+}
+
+/// What `advance` settled: an entry per token that counts and per request that ended without one, in order of the events.
+#[pyclass(frozen, module = "dsv4._core")]
+pub(crate) struct Outcome(pub(crate) dsv4_core::Outcome);
+
+#[pymethods]
+impl Outcome {
+    #[getter]
+    fn request_ids(&self) -> Vec<u64> {
+        numbers(&self.0.request_ids)
+    }
+
+    /// The token, or -1 where a request ended without one.
+    #[getter]
+    fn tokens(&self) -> Vec<i32> {
+        self.0.tokens.clone()
+    }
+
+    /// 0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation.
+    #[getter]
+    fn finished(&self) -> Vec<u32> {
+        self.0.finished.iter().map(|&code| u32::from(code)).collect() // a list, where u8 makes bytes
+    }
+}
+
+fn numbers(ids: &[RequestId]) -> Vec<u64> {
+    ids.iter().map(|id| id.0).collect()
+}
