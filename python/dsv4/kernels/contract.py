@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from dsv4.errors import Violation
+
+T = TypeVar("T")
 
 
 def expect(holds: bool, message: str) -> None:  # noqa: FBT001 - the condition is the argument
@@ -14,8 +18,15 @@ def expect(holds: bool, message: str) -> None:  # noqa: FBT001 - the condition i
         raise Violation(message)
 
 
+def present(value: T | None, name: str) -> T:
+    """The value of an optional argument or pool that this op cannot do without. Raises Violation."""
+    if value is None:
+        raise Violation(f"there is no {name}, which this op needs")
+    return value
+
+
 def expect_rows(x: Tensor, name: str, width: int, dtype: torch.dtype = torch.float32) -> None:
-    """x is [..., width] of `dtype`."""
+    """Raises Violation unless x is [..., width] of `dtype`."""
     if x.dtype is not dtype or x.shape[-1] != width:
         raise Violation(f"{name} is {x.dtype} {tuple(x.shape)}; this op takes {dtype} [..., {width}]")
 

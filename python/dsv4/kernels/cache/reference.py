@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dsv4.kernels.contract import expect, expect_rows
+from dsv4.kernels.contract import expect, expect_rows, present
 from dsv4.kernels.quant import reference as quant
 
 KV_BLOCK = 64
@@ -29,7 +29,7 @@ Kind = Literal["fp8_ds_mla", "bf16", "float32", "fp4", "fp8"]
 
 
 class Layout(NamedTuple):
-    """One pool's rows: their kind, values per row (D), trailing rotary channels (R, KV rows only), rows per page (N)."""
+    """One pool's rows: kind, values per row (D), trailing rotary channels (R, KV rows only), rows per page (N)."""
 
     kind: Kind
     dim: int
@@ -69,6 +69,12 @@ class Layout(NamedTuple):
         """The page's stride is a multiple of this many bytes."""
         return self.data_bytes if self.kind == "fp8_ds_mla" else 1
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page, padding included: the stride of a pool."""
+        raw = self.page_rows * (self.data_bytes + self.scale_bytes)
+        return -(-raw // self.page_multiple) * self.page_multiple
+
 
 def pack_rows(rows: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """float32 [T, D] -> data bytes [T, data_bytes] and scale bytes [T, scale_bytes] (None where there are none)."""
@@ -95,7 +101,7 @@ def unpack_rows(data: Tensor, scales: Tensor | None, layout: Layout) -> Tensor:
     """The inverse of `pack_rows`: float32 [T, D]."""
     match layout.kind:
         case "fp8_ds_mla":
-            assert scales is not None
+            scales = present(scales, "scales")
             nope = layout.dim - layout.rope_dim
             values = data[:, :nope].view(torch.float8_e4m3fn)
             rope = data[:, nope:].contiguous().view(torch.bfloat16).float()
@@ -105,10 +111,10 @@ def unpack_rows(data: Tensor, scales: Tensor | None, layout: Layout) -> Tensor:
         case "float32":
             return data.view(torch.float32)
         case "fp4":
-            assert scales is not None
+            scales = present(scales, "scales")
             return quant.unpack_fp4(data, scales)
         case "fp8":
-            assert scales is not None
+            scales = present(scales, "scales")
             return data.view(torch.float8_e4m3fn).float() * scales.contiguous().view(torch.float32)
 
 
@@ -116,7 +122,11 @@ def _regions(pool: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The pool's data as [blocks, N, data_bytes] and its scales as [blocks, N, scale_bytes]: views."""
     n, data, scale = layout.page_rows, layout.data_bytes, layout.scale_bytes
     expect(pool.dtype is torch.uint8 and pool.shape[1] >= n * (data + scale), f"pool {tuple(pool.shape)} for {layout}")
-    return pool[:, : n * data].unflatten(1, (n, data)), pool[:, n * data : n * (data + scale)].unflatten(1, (n, scale))
+    return _rows(pool[:, : n * data], n), _rows(pool[:, n * data : n * (data + scale)], n)
+
+
+def _rows(region: Tensor, n: int) -> Tensor:
+    return region.view(len(region), n, region.shape[1] // n)
 
 
 def store(pool: Tensor, slots: Tensor, rows: Tensor, layout: Layout) -> None:

@@ -1,0 +1,1 @@
+"""The indexer: scores of compressed entries, and the top-k that attention reads."""

@@ -1,0 +1,1 @@
+"""Products with a weight matrix, one fixed shape of GEMM whatever the batch."""

@@ -1,0 +1,1 @@
+"""Mixture of experts: routing by score or by token id, and the experts that were hit."""

@@ -1,0 +1,1 @@
+"""RMS normalisation and rotary embedding of trailing channels."""

@@ -1,0 +1,23 @@
+"""Kernels run in Triton's interpreter where there is no GPU; importing triton decides that, so it is set before."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+if DEVICE == "cpu" and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: a GPU if there is one, otherwise the interpreter."""
+    triton = pytest.importorskip("triton", reason="this torch comes without triton")
+    interpreted = triton.knobs.runtime.interpret
+    assert interpreted or DEVICE == "cuda", "triton was imported before tests/kernels/conftest.py: run these apart"
+    return torch.device(DEVICE)
