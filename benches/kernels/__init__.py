@@ -1,0 +1,1 @@
+"""Benches of the kernels, one file per op."""
