@@ -78,10 +78,12 @@ class Gate:
             self._door.metrics.count_request(exchange.route, CLIENT_GONE_STATUS)
             if exchange.stalled():
                 self._door.metrics.slow_consumer_aborts.inc()
-        except Exception as error:  # noqa: BLE001
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in an extension is no Exception
             await self._answer_error(exchange, error)
 
-    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+    async def _answer_error(self, exchange: Exchange, error: BaseException) -> None:
         refusal = as_refusal(error)
         if refusal.code == "internal_error":
             log.error("request %s on %s failed", exchange.request_id, exchange.route, exc_info=error)
@@ -100,7 +102,7 @@ class Endpoint:
         self._path = path
         self._answer = answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Hands the Exchange that the gate made to the function."""
         exchange: Exchange = scope["state"]["exchange"]
         exchange.route = self._path
@@ -143,9 +145,10 @@ async def _measure_lag(door: Door) -> None:
 
 async def _answer_router(request: Request, error: Exception) -> Response:
     """The router's own refusals (404, 405) in our shape."""
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        raise error
     exchange: Exchange = request.scope["state"]["exchange"]
-    if error.status_code == 405:  # noqa: PLR2004
+    if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{exchange.method} is not allowed on this route; use {allowed}."
         refusal = Refusal(405, "method_not_allowed", message, headers=((b"allow", allowed.encode()),))

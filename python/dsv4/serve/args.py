@@ -130,9 +130,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("--allow-special-in-content", "engine", switch, "user text may become control tokens", bare=True),
     Setting("--stream-interval", "serve", whole, "tokens per frame of a stream after the first"),
-    Setting("--shutdown-timeout", "serve", seconds, "seconds that SIGTERM waits for requests", field="shutdown_timeout_s"),
+    Setting(
+        "--shutdown-timeout", "serve", seconds, "seconds that SIGTERM waits for requests", field="shutdown_timeout_s"
+    ),
     Setting("--max-body-bytes", "serve", size, "largest request body"),
-    Setting("--api-key", "serve", help="key that clients must send; repeatable", field="api_keys", repeatable=True, secret=True),
+    Setting(
+        "--api-key",
+        "serve",
+        help="key that clients must send; repeatable",
+        field="api_keys",
+        repeatable=True,
+        secret=True,
+    ),
     Setting("--api-key-file", "serve", help="file with one key per line", field="api_key_file"),
     Setting("--insecure", "serve", switch, "bind other addresses than loopback without a key", bare=True),
     Setting(
@@ -268,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _argument_form(setting: Setting) -> dict[str, str]:
+def _argument_form(setting: Setting) -> dict[str, Any]:
     if setting.bare:
         return {"action": "store_const", "const": "on"}
     return {"action": "append" if setting.repeatable else "store", "metavar": "X"}
@@ -279,7 +288,7 @@ def _unknown(token: str) -> str:
         return f"one model only: {token!r} is left over"
     flag = token.partition("=")[0]
     ours = [setting.flag for setting in SETTINGS] + list(ALIASES) + list(WITHOUT_EFFECT)
-    nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.7)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help"
     return f"unknown flag {flag}{hint}"
 
@@ -302,8 +311,8 @@ def _build(
     values: dict[str, object], by_name: Mapping[str, Setting], sources: Mapping[str, Source], notes: Sequence[str]
 ) -> Launch:
     key_file = values.pop("api_key_file", None)
-    keys = values.pop("api_keys", ())
-    assert isinstance(keys, tuple)
+    given = values.pop("api_keys", ())
+    keys = tuple(map(str, given)) if isinstance(given, tuple) else ()
     if key_file is not None:
         keys += _keys_in(Path(str(key_file)))
     if any(not key.strip() for key in keys):

@@ -15,6 +15,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+ABSENT = Raw(b"null")
+"""A raw field that was not sent, or sent as null: msgspec decodes Raw alone, never Raw in a union."""
+
 
 class StreamOptions(Struct, frozen=True):
     """`stream_options`."""
@@ -55,7 +58,7 @@ class FunctionCall(Struct, frozen=True):
     """The function of one earlier tool call."""
 
     name: str
-    arguments: str | Raw | None = None
+    arguments: Raw = ABSENT
 
 
 class ToolCall(Struct, frozen=True):
@@ -76,7 +79,8 @@ class Message(Struct, frozen=True):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    function_call: Raw | None = None
+    function_call: Raw = ABSENT
+    task: str | None = None
     tools: list[dict[str, object]] | None = None
 
 
@@ -131,25 +135,25 @@ class SamplingFields(ThinkingFields, frozen=True, kw_only=True):
     bad_words: list[str] | None = None
     prompt_logprobs: Int | None = None
     truncate_prompt_tokens: Int | None = None
-    response_format: Raw | None = None
-    structured_outputs: Raw | None = None
-    guided_json: Raw | None = None
-    guided_regex: Raw | None = None
-    guided_choice: Raw | None = None
-    guided_grammar: Raw | None = None
-    kv_transfer_params: Raw | None = None
-    bootstrap_host: Raw | None = None
-    bootstrap_port: Raw | None = None
-    bootstrap_room: Raw | None = None
+    response_format: Raw = ABSENT
+    structured_outputs: Raw = ABSENT
+    guided_json: Raw = ABSENT
+    guided_regex: Raw = ABSENT
+    guided_choice: Raw = ABSENT
+    guided_grammar: Raw = ABSENT
+    kv_transfer_params: Raw = ABSENT
+    bootstrap_host: Raw = ABSENT
+    bootstrap_port: Raw = ABSENT
+    bootstrap_room: Raw = ABSENT
 
     # known, without effect here
     return_progress: bool | None = None
-    store: Raw | None = None
-    metadata: Raw | None = None
-    service_tier: Raw | None = None
-    safety_identifier: Raw | None = None
-    prompt_cache_key: Raw | None = None
-    verbosity: Raw | None = None
+    store: Raw = ABSENT
+    metadata: Raw = ABSENT
+    service_tier: Raw = ABSENT
+    safety_identifier: Raw = ABSENT
+    prompt_cache_key: Raw = ABSENT
+    verbosity: Raw = ABSENT
 
 
 class ChatBody(SamplingFields, frozen=True, kw_only=True):
@@ -164,12 +168,12 @@ class ChatBody(SamplingFields, frozen=True, kw_only=True):
     top_logprobs: Int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    audio: Raw | None = None
+    audio: Raw = ABSENT
     modalities: list[str] | None = None
-    chat_template: Raw | None = None
-    function_call: Raw | None = None
-    functions: Raw | None = None
-    prediction: Raw | None = None
+    chat_template: Raw = ABSENT
+    function_call: Raw = ABSENT
+    functions: Raw = ABSENT
+    prediction: Raw = ABSENT
 
 
 class CompletionBody(SamplingFields, frozen=True, kw_only=True):
@@ -326,7 +330,7 @@ class ChatChunkChoice(Struct, frozen=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
-    stop_reason: str | int | None | UnsetType = UNSET
+    stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -337,7 +341,7 @@ class TextChoice(Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
-    stop_reason: str | int | None | UnsetType = UNSET
+    stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
@@ -403,9 +407,9 @@ class Status(Struct, frozen=True):
     reason: str | None = None
 
 
-def given(raw: Raw | None) -> bool:
+def given(raw: Raw) -> bool:
     """Whether a field that is kept raw was sent with anything but null."""
-    return raw is not None and bytes(raw) != b"null"
+    return bytes(raw) != b"null"
 
 
 encode = msgspec.json.Encoder().encode

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
+from dsv4.errors import Dsv4Error
 from dsv4.serve.bodies import (
     CalledFunction,
     CallPiece,
@@ -21,7 +22,7 @@ from dsv4.serve.conversation import chat_request
 from dsv4.serve.decoding import BodyDecoder
 from dsv4.serve.frames import ChatFrames, Shape, Tally
 from dsv4.serve.logprobs import LogprobForm
-from dsv4.serve.replies import as_refusal, invalid, unsupported
+from dsv4.serve.replies import Refusal, as_refusal, invalid, unsupported
 from dsv4.serve.sampling import alternatives, check_fields, check_unknown, sampling_params
 from dsv4.serve.work import gather, opened, pump, within
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dsv4.serve.exchange import Exchange
-    from dsv4.serve.replies import Refusal
     from dsv4.types import Delta, SamplingParams, ToolCallDelta
 
 _decoder = BodyDecoder(ChatBody)
@@ -46,8 +46,10 @@ async def answer(exchange: Exchange) -> None:
     _check_chat(body, exchange)
     try:
         await exchange.while_connected(within(body.timeout, _generate(exchange, body, _params(body, exchange))))
-    except Exception as error:
-        raise _in_words_of_chat(as_refusal(error), body) if not exchange.started else error from None
+    except Dsv4Error as error:
+        if exchange.started:
+            raise
+        raise _in_words_of_chat(as_refusal(error), body) from error
 
 
 def _params(body: ChatBody, exchange: Exchange) -> SamplingParams:
@@ -61,6 +63,8 @@ def _params(body: ChatBody, exchange: Exchange) -> SamplingParams:
 async def _generate(exchange: Exchange, body: ChatBody, params: SamplingParams) -> None:
     door = exchange.door
     prompt = await door.engine.render(chat_request(body, exchange))
+    for oddity in prompt.warnings:
+        exchange.warn(oddity)
     tally = Tally()
     logprobs = None
     if params.logprobs is not None:
@@ -133,7 +137,9 @@ def _check_chat(body: ChatBody, exchange: Exchange) -> None:
     if body.continue_final_message:
         raise unsupported("continue_final_message is not served.", "continue_final_message")
     if body.add_generation_prompt is False:
-        raise unsupported("add_generation_prompt: false is not served; it would leave nothing to generate.", "add_generation_prompt")
+        raise unsupported(
+            "add_generation_prompt: false is not served; it would leave nothing to generate.", "add_generation_prompt"
+        )
     choice = body.tool_choice
     if choice is not None and choice not in ("none", "auto"):
         if isinstance(choice, str) and choice != "required":
@@ -155,9 +161,9 @@ _REFUSED = {
 
 
 def _in_words_of_chat(refusal: Refusal, body: ChatBody) -> Refusal:
-    """The validator speaks of a prompt; a chat has messages."""
-    param = _PARAMS.get(refusal.param or "", refusal.param)
+    """The validator speaks of a prompt and of max_tokens; a chat has messages, and perhaps max_completion_tokens."""
+    message, param = str(refusal), _PARAMS.get(refusal.param or "", refusal.param)
     if param == "max_tokens" and body.max_completion_tokens is not None:
         param = "max_completion_tokens"
-    refusal.param = param
-    return refusal
+        message = message.replace("max_tokens", param)
+    return Refusal(refusal.status, refusal.code, message, param=param, headers=refusal.headers)

@@ -38,6 +38,9 @@ async def answer(exchange: Exchange) -> None:
     check_thinking_absent(body, exchange)
     _check_completion(body)
     prompts = prompts_of(body)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            exchange.door.check_length((prompt,), "prompt")
     limit = exchange.door.settings.max_logprobs
     params = sampling_params(body, alternatives(body.logprobs, limit, "logprobs"))
     await exchange.while_connected(within(body.timeout, _generate(exchange, body, prompts, params)))
@@ -111,7 +114,10 @@ async def _generate(
         object=shape.object,
         created=shape.created,
         model=shape.model,
-        choices=[_choice(delta, shape, logprobs, "" if echoes is None else echoes[delta.index // params.n]) for delta in found],
+        choices=[
+            _choice(delta, shape, logprobs, "" if echoes is None else echoes[delta.index // params.n])
+            for delta in found
+        ],
         usage=tally.usage(),
         system_fingerprint=shape.fingerprint,
     )

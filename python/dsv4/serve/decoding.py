@@ -72,7 +72,9 @@ def check_depth(raw: bytes) -> None:
         return
     num_strings = (raw.count(b'"') - raw.count(b'\\"')) // 2
     if num_strings > MAX_JSON_STRINGS:
-        raise invalid(f"The body has about {num_strings} strings; at most {MAX_JSON_STRINGS} are taken.", code="invalid_json")
+        raise invalid(
+            f"The body has about {num_strings} strings; at most {MAX_JSON_STRINGS} are taken.", code="invalid_json"
+        )
     brackets = _STRING.sub(b"", raw).translate(None, delete=_NOT_BRACKETS)
     num_containers = brackets.count(b"[") + brackets.count(b"{")
     if num_containers > MAX_JSON_CONTAINERS:
@@ -99,11 +101,12 @@ def _too_deep() -> Refusal:
 
 
 def _locate(message: str) -> tuple[str, str | None]:
-    """msgspec's message without its path, and the path in the words of the request."""
+    """The message of msgspec without its path, and the path in the words of the request."""
     found = _PATH.search(message)
     missing = _MISSING.search(message)
     if missing is not None:
-        return f"{missing.group(1)} is missing.", missing.group(1)
+        param = f"{found.group(1)}.{missing.group(1)}" if found is not None and found.group(1) else missing.group(1)
+        return f"{param} is missing.", param
     if found is None:
         return message.removesuffix(".") + ".", None
     path = found.group(1)

@@ -28,7 +28,7 @@ STREAM_HEADERS = [
 KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_GONE_STATUS = 499
 
-_LABEL = re.compile(r"[\x20-\x7e]{1,%d}" % MAX_LABEL_CHARS)
+_LABEL = re.compile(rf"[\x20-\x7e]{{1,{MAX_LABEL_CHARS}}}")
 _JSON_TYPES = re.compile(rb"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 _CHARSET = re.compile(rb"charset\s*=\s*\"?([\w-]+)", re.IGNORECASE)
 

@@ -4,6 +4,8 @@
     └──────────────────────────── head, once per request ──────────────────────────┘└── opener, once per choice ──┘
     "text"},"logprobs":null,"finish_reason":null}],"usage":null}
     └ new ┘└──────────────── tail, once per request ────────────┘
+
+Frames that carry more than text (a finish, a tool call, log-probabilities, token ids) are encoded as a whole.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class ChatFrames(_Base):
         self._openers: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, delta: Delta, choice: int) -> bytes:
-        """The role first; then reasoning, content and tool calls, each in its own frame; the finish with the last one."""
+        """The role first; then reasoning, content and tool calls, each in its own frame; the last has the finish."""
         parts: list[bytes] = []
         openers = self._openers.get(choice)
         if openers is None:

@@ -20,7 +20,9 @@ class DoorMetrics:
         self.registry = CollectorRegistry()
         labels = ("model_name", "engine")
         values = (model_name, "0")
-        requests = Counter("dsv4:http_requests", "Answers by route and status", (*labels, "route", "status"), registry=self.registry)
+        requests = Counter(
+            "dsv4:http_requests", "Answers by route and status", (*labels, "route", "status"), registry=self.registry
+        )
         self._requests = requests
         self._values = values
         self._by_route: dict[tuple[str, int], Counter] = {}

@@ -53,7 +53,9 @@ async def ready(exchange: Exchange) -> None:
     """`GET /ready`: new requests are taken."""
     state = exchange.door.engine.health()
     draining = exchange.door.draining
-    await _tell(exchange, ok=state.alive and state.ready and not draining, reason="draining" if draining else state.reason)
+    await _tell(
+        exchange, ok=state.alive and state.ready and not draining, reason="draining" if draining else state.reason
+    )
 
 
 async def _tell(exchange: Exchange, *, ok: bool, reason: str | None) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - the methods are callbacks of asyncio and httptools, which name and describe them
 """uvicorn's HTTP protocol with the gaps closed that it leaves open: every wait and every size has a bound.
 
     idle ──first byte──▶ head ──headers complete──▶ body ──message complete──▶ answering ──response──▶ idle
@@ -12,10 +13,9 @@ whose connection is refused sees http.disconnect, so that its work is aborted li
 from __future__ import annotations
 
 import asyncio
-import functools
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 LINGER_S = 3.0
@@ -47,17 +48,16 @@ class Connection:
 class GuardedHttp(HttpToolsProtocol):
     """One connection. Built by `guarded`, which binds the settings."""
 
+    settings: ClassVar[ServeSettings] = ServeSettings()
+
     def __init__(
         self,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        settings: ServeSettings | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.settings = settings or ServeSettings()
         self._timer: asyncio.TimerHandle | None = None
         self._refused: Refusal | None = None
         self._lingering = False
@@ -71,6 +71,12 @@ class GuardedHttp(HttpToolsProtocol):
         self._body_since = 0.0
         self._unread_timer: asyncio.TimerHandle | None = None
         self._connection = Connection()
+        self._running: RequestResponseCycle | None = None
+
+    @property
+    def _newest(self) -> RequestResponseCycle | None:
+        """The request whose bytes arrived last; uvicorn's annotation leaves out that there may be none yet."""
+        return self.cycle
 
     # Connection
 
@@ -85,6 +91,7 @@ class GuardedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._watch_reader(on=False)
+        self._abort_running()
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -119,6 +126,8 @@ class GuardedHttp(HttpToolsProtocol):
         self._watch_reader(on=False)
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._watch_reader(on=True)
@@ -158,6 +167,10 @@ class GuardedHttp(HttpToolsProtocol):
         self._body_since = self.loop.time()
         self._arm(self.settings.body_grace_s, self._check_body_rate)
         super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # bounded here; a socket that is not read would hide that its client left
+        else:
+            self._running = self.cycle
 
     def on_chunk_header(self) -> None:
         """A chunk's size line is complete: the framing moves on."""
@@ -166,11 +179,13 @@ class GuardedHttp(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
         self._body_bytes += len(body)
-        waiting = self.cycle is not None and any(cycle is self.cycle for cycle, _ in self.pipeline)
+        waiting = any(cycle is self.cycle for cycle, _ in self.pipeline)
         self._queued_bytes = self._queued_bytes + len(body) if waiting else 0
         if max(self._body_bytes, self._queued_bytes) > self.settings.max_body_bytes:
             self._stop(self._body_too_large())
         super().on_body(body)
+        if waiting:
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
@@ -214,7 +229,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         self._timer = None
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._newest is not None and not self._newest.response_complete:
             return  # an answer is under way: the idle timer takes over after it
         if not self._received_any:
             self.transport.close()
@@ -242,14 +257,13 @@ class GuardedHttp(HttpToolsProtocol):
         self._disarm()
         self._lingering = True
         self.pipeline.clear()
-        cycle = self.cycle
-        answering = cycle is not None and cycle.response_started and not (cycle.response_complete and self._in_head)
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        running, newest = self._running, self._newest
+        half_sent = running is not None and running.response_started and not running.response_complete
+        already_answered = newest is not None and newest.response_complete and not self._in_head
+        self._abort_running()
         if self.transport.is_closing():
             return
-        if answering:
+        if half_sent or already_answered:
             self.transport.close()
             return
         self.transport.write(raw_reply(refusal))
@@ -257,6 +271,12 @@ class GuardedHttp(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._arm(LINGER_S, self.transport.close)
+
+    def _abort_running(self) -> None:
+        """Tells the request at work that its client is gone: uvicorn tells the newest, which may still wait in line."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _watch_reader(self, *, on: bool) -> None:
         """While on, a reader that does not make room within the write deadline loses the connection."""
@@ -300,6 +320,7 @@ def guarded(settings: ServeSettings) -> type[asyncio.Protocol]:
     """The protocol with its settings, in the form that uvicorn accepts as `http=`."""
 
     class Bound(GuardedHttp):
-        __init__ = functools.partialmethod(GuardedHttp.__init__, settings=settings)  # type: ignore[assignment]
+        pass
 
+    Bound.settings = settings
     return Bound

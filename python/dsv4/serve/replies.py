@@ -54,7 +54,13 @@ class Refusal(Dsv4Error):
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, headers: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -100,7 +106,7 @@ def as_refusal(error: BaseException) -> Refusal:
             return Refusal(429, "queue_full", str(error), headers=(retry_after(error.retry_after_s),))
         case RequestFailed():
             status = _STATUS_OF_FAILURE.get(error.code, 500)
-            headers = (retry_after(5),) if status == 503 else ()  # noqa: PLR2004
+            headers = (retry_after(5),) if status == 503 else ()
             return Refusal(status, error.code, str(error), headers=headers)
         case EngineClosed():
             return Refusal(503, "not_ready", str(error), headers=(retry_after(5), CLOSE))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from dsv4.serve.bodies import CompletionBody, SamplingFields, given
 from dsv4.serve.exchange import check_label
 from dsv4.serve.replies import invalid, unsupported
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from dsv4.serve.exchange import Exchange
 
 Value = TypeVar("Value")
+
+
+class _Format(msgspec.Struct):
+    type: str
+
 
 _DEFAULTS = SamplingParams()
 _MAX_NAMED = 8
@@ -88,8 +95,10 @@ def _refuse_unserved(body: SamplingFields) -> None:
         raise unsupported("truncate_prompt_tokens is not served; shorten the prompt.", "truncate_prompt_tokens")
     if body.thinking_token_budget is not None and body.thinking_token_budget != -1:
         raise unsupported("thinking_token_budget is not served; use max_tokens.", "thinking_token_budget")
-    if given(body.response_format) and b'"text"' not in bytes(body.response_format or b""):
-        message = "Only response_format {type: text} is served: structured output needs grammars, which do not exist yet."
+    if given(body.response_format) and not _is_text(body.response_format):
+        message = (
+            "Only response_format {type: text} is served: structured output needs grammars, which do not exist yet."
+        )
         raise unsupported(message, "response_format")
     for name in ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"):
         if given(getattr(body, name)):
@@ -97,6 +106,13 @@ def _refuse_unserved(body: SamplingFields) -> None:
     for name in ("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"):
         if given(getattr(body, name)):
             raise unsupported(f"{name} is not served: this server does prefill and decode itself.", name)
+
+
+def _is_text(raw: msgspec.Raw) -> bool:
+    try:
+        return msgspec.json.decode(raw, type=_Format).type == "text"
+    except msgspec.ValidationError:
+        raise invalid("response_format is an object with a type.", "response_format") from None
 
 
 def alternatives(asked: int | None, limit: int, param: str) -> int | None:
@@ -120,6 +136,13 @@ def check_unknown(unknown: Sequence[str], exchange: Exchange) -> None:
 
 def check_thinking_absent(body: CompletionBody, exchange: Exchange) -> None:
     """Says that raw completions do not think, when the body asks for it."""
-    asked = (body.chat_template_kwargs, body.thinking, body.think, body.reasoning_effort, body.reasoning, body.output_config)
+    asked = (
+        body.chat_template_kwargs,
+        body.thinking,
+        body.think,
+        body.reasoning_effort,
+        body.reasoning,
+        body.output_config,
+    )
     if any(field is not None for field in asked):
         exchange.warn("reasoning fields have no effect on raw completions")

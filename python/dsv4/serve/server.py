@@ -25,7 +25,7 @@ from dsv4.errors import ConfigError
 from dsv4.serve.protocol import guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from starlette.applications import Starlette
@@ -41,7 +41,16 @@ log = logging.getLogger("dsv4.serve")
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signals: when to stop is told by `should_exit`."""
+    """uvicorn without its signals: when to stop is told by `should_exit`; says so once it listens."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the doors."""
+        await super().startup(sockets=sockets)
+        self._listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -52,14 +61,16 @@ class Server(uvicorn.Server):
 def bind(settings: ServeSettings) -> socket.socket:
     """A bound socket, before anything slow begins: a taken port fails at once. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY by this number
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host.strip("[]"), settings.port))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"{settings.host}:{settings.port} cannot be bound: {error.strerror}; choose another --port") from None
-    listener.setblocking(False)
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be bound: {error.strerror}; choose another --port"
+        ) from None
+    listener.setblocking(False)  # noqa: FBT003
     return listener
 
 
@@ -74,7 +85,7 @@ def raise_descriptor_limit(wanted: int = DESCRIPTORS) -> int:
 
 
 def uvicorn_config(app: Starlette, settings: ServeSettings) -> uvicorn.Config:
-    """uvicorn's settings: our protocol, no access log, no proxies believed, no other way to be configured."""
+    """The settings of uvicorn: our protocol, no access log, no proxies believed, no other way to be configured."""
     return uvicorn.Config(
         app,
         http=guarded(settings),
@@ -128,9 +139,9 @@ class Shutdown:
             self._server.should_exit = True
 
 
-async def serve(app: Starlette, door: Door, listener: socket.socket) -> None:
-    """Serves until a signal says otherwise."""
-    server = Server(uvicorn_config(app, door.settings))
+async def serve(app: Starlette, door: Door, listener: socket.socket, listening: Callable[[], None]) -> None:
+    """Serves until a signal says otherwise; calls `listening` once connections are taken."""
+    server = Server(uvicorn_config(app, door.settings), listening)
     shutdown = Shutdown(server, door)
     gc.collect()
     gc.freeze()

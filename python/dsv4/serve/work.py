@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from dsv4.serve.bodies import SamplingFields
-    from dsv4.serve.engine import Prompted, RequestStream
+    from dsv4.serve.engine import RequestStream
     from dsv4.serve.exchange import Exchange
     from dsv4.serve.frames import Frames
-    from dsv4.types import SamplingParams
+    from dsv4.types import Prompt, SamplingParams
 
 Result = TypeVar("Result")
 
 _REAL_ID = "{}-{}"
 
 
-async def within(timeout: float | None, work: Coroutine[Any, Any, Result]) -> Result:
+async def within(seconds: float | None, work: Coroutine[Any, Any, Result]) -> Result:
     """Work under the request's own deadline. Raises Refusal (504)."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds):
             return await work
     except TimeoutError:
-        message = f"The request was not finished within its timeout of {timeout:g} s."
+        message = f"The request was not finished within its timeout of {seconds:g} s."
         raise Refusal(504, "deadline_exceeded", message, param="timeout") from None
 
 
 @contextlib.asynccontextmanager
 async def opened(
-    exchange: Exchange, prompts: Sequence[Prompted], params: SamplingParams, body: SamplingFields
+    exchange: Exchange, prompts: Sequence[Prompt], params: SamplingParams, body: SamplingFields
 ) -> AsyncIterator[list[RequestStream]]:
     """One stream per prompt. All are accepted or none is; leaving the block aborts what still runs."""
     async with contextlib.AsyncExitStack() as stack:
