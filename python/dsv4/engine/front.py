@@ -67,6 +67,7 @@ class Front:
         if isinstance(prompt, RenderedChat):
             return prompt.token_ids
         if isinstance(prompt, str):
+            self.tokenizer.check_length(len(prompt.encode("utf-8", "replace")), self.info.max_model_len)
             return self.tokenizer.encode(prompt, control=True)
         given: object = prompt  # from a caller who may not have been checked
         if isinstance(given, Sequence) and {*map(type, given)} <= {int}:

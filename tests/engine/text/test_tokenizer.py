@@ -230,3 +230,26 @@ def test_official_ids(text: str, ids: list[int]) -> None:
     tok = Tokenizer.load(Path(os.environ["DSV4_TEST_TOKENIZER"]), vocab_size=129_280)
     assert tok.encode(text, control=True) == ids
     assert tok.decode(ids) == text
+
+
+def test_text_that_cannot_fit_is_refused_by_its_bytes_before_it_is_encoded() -> None:
+    found = tokenizer()
+    longest = max(len(found.token_bytes(token_id)) for token_id in range(found.vocab_size))
+    found.check_length(100 * longest, max_model_len=101)
+    with pytest.raises(InvalidRequest, match=f"{100 * longest + 1} bytes, which are at least 101 tokens") as caught:
+        found.check_length(100 * longest + 1, max_model_len=101)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_panic_inside_the_library_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    class Panicking:
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> None:
+            raise PanicException("retry-limit-in-match over")
+
+    found = tokenizer()
+    monkeypatch.setattr(found, "_plain", Panicking())
+    with pytest.raises(InvalidRequest, match="gave up on a text of 3 characters"):
+        found.encode("   ")

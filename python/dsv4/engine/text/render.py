@@ -52,9 +52,11 @@ def render(
         turns, thinking=thinking, effort=effort, generation=generation, open_answer=not last.unfinished
     )
     try:
+        num_bytes = sum(len(text.encode("utf-8", "replace")) for text, _ in segments)
+        tokenizer.check_length(num_bytes, max_model_len)
         token_ids = tokenize(segments, tokenizer, control=allow_special_in_content)
     except InvalidRequest as error:
-        raise InvalidRequest(f"messages: {error}", error.param or "messages", error.code) from None
+        raise InvalidRequest(f"messages: {error}", "messages", error.code) from None
     return RenderedChat(
         token_ids=tuple(token_ids),
         thinking=_begins_in_thinking(segments),

@@ -39,6 +39,7 @@ class Tokenizer:
         vocab = self._matching.get_vocab(with_added_tokens=True)
         self._vocab_size = _checked_size(vocab, vocab_size)
         self._bytes = _bytes_by_id(vocab, self._control, self._vocab_size)
+        self._longest_bytes = max(1, *map(len, self._bytes))
         self.control_ids = frozenset(self._control.values())
         self.special_ids = frozenset(token_id for token_id, _, special in added if special)
         if missing := [name for name in REQUIRED if name not in self._control]:
@@ -89,9 +90,30 @@ class Tokenizer:
             )
             raise InvalidRequest(message) from None
         encoder = self._matching if control else self._plain
-        # The batch form, because the single one keeps the interpreter (tokenizers 0.23).
-        ids: list[int] = encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            # The batch form, because the single one keeps the interpreter (tokenizers 0.23).
+            ids: list[int] = encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # the library's, which is no Exception
+                raise
+            message = f"the tokenizer gave up on a text of {len(text)} characters ({error}); shorten its runs of blanks"
+            raise InvalidRequest(message) from None
         return ids
+
+    def check_length(self, num_bytes: int, max_model_len: int) -> None:
+        """Refuses text that cannot fit, before time and memory are spent on encoding it.
+
+        No token stands for more bytes than the longest one, so `num_bytes` of UTF-8 are at least that many tokens.
+        Raises InvalidRequest with the numbers; what passes is counted exactly later.
+        """
+        least = -(-num_bytes // self._longest_bytes)
+        if least >= max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {num_bytes} bytes, which are at least {least} tokens, and at least 1 is generated, "
+                f"but the context (max_model_len) is {max_model_len} tokens; shorten the prompt",
+                "prompt",
+                "context_length_exceeded",
+            )
 
     def control_id(self, name: str) -> int:
         """The id of a control token. Raises InvalidRequest where this checkpoint has none of that name."""
