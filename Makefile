@@ -47,7 +47,7 @@ cargo-test: $(STAMPS)/venv ## run the tests of the Rust crates
 	cargo test --release --locked --doc -p dsv4-core
 
 pytest: build $(STAMPS)/test ## run the Python tests (T=path for some of them)
-	$(BIN)/python -m pytest $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(T)
 
 check: build $(STAMPS)/test $(STAMPS)/lint ## lint and type-check everything, change nothing
 	cargo fmt --all --check

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from tests.runtime.test_batch import core
+from tests.runtime.test_choices import MODEL
 
 from dsv4._core import StepDone
+from dsv4.config.choices import resolve
+from dsv4.config.engine import EngineConfig
 from dsv4.model.inputs import StepInputs
 from dsv4.model.model import StepOutput
-from dsv4.runtime.runner import ModelRunner
+from dsv4.runtime.runner import ModelRunner, threads
+from dsv4.runtime.start import choose_threads
 from dsv4.runtime.step import Draw
 from dsv4.types import SamplingParams
 
@@ -76,3 +80,22 @@ def test_closing_lets_go_of_the_network_and_the_pools() -> None:
     assert [ref() for ref in held] == [None, None]
     with pytest.raises(RuntimeError, match="closed"):
         runner.run(plan)
+
+
+def test_a_step_computes_with_its_own_number_of_threads_and_leaves_the_hosts_alone() -> None:
+    hosts = torch.get_num_threads()
+    with threads(hosts + 1):
+        assert torch.get_num_threads() == hosts + 1
+    assert torch.get_num_threads() == hosts
+    with pytest.raises(ValueError, match="inside"), threads(hosts + 1):
+        raise ValueError("inside")
+    assert torch.get_num_threads() == hosts
+    with threads(None):
+        assert torch.get_num_threads() == hosts
+
+
+def test_a_small_model_runs_on_one_thread_and_a_large_one_as_torch_has_it() -> None:
+    settings = resolve(EngineConfig(), MODEL)
+    limit = settings.recipe.single_thread_bytes
+    assert choose_threads(limit - 1, settings)[0] == 1
+    assert choose_threads(limit, settings)[0] == torch.get_num_threads()

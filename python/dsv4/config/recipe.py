@@ -15,12 +15,14 @@ class Recipe:
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
     kv_cache_memory_bytes   most bytes for all pools together
+    single_thread_bytes     a checkpoint with fewer bytes of weights is computed by one thread
     """
 
     name: str
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_memory_bytes: int
+    single_thread_bytes: int
 
 
 @functools.cache

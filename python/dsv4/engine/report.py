@@ -63,7 +63,7 @@ def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, s
     thinking = "on" if config.default_thinking else "off"
     return [
         ("model", f"{name} ({loaded.directory}), {_shape(model)}"),
-        ("device", f"{settings.device} ({reasons['device']})"),
+        ("device", f"{settings.device} ({reasons['device']}), {_threads(loaded)}"),
         ("dtype", f"{numerics} ({reasons['dtype']})"),
         ("pools", f"{_pools(loaded)} ({reasons['kv_cache_memory_bytes']})"),
         ("kernels", f"{KERNELS}: the readable CPU implementation of every op"),
@@ -73,6 +73,11 @@ def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, s
         ("capacity", f"requests at once by context: {_capacity(loaded)}"),
         ("weights", f"{weights.source}, {_size(weights.num_bytes)}, taken in {weights.seconds:.1f} s"),
     ]
+
+
+def _threads(loaded: Loaded) -> str:
+    chosen = loaded.threads
+    return f"{chosen.value} thread{'s' if chosen.value != '1' else ''} ({chosen.source}: {chosen.reason})"
 
 
 def _pools(loaded: Loaded) -> str:

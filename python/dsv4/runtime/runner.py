@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -22,16 +24,32 @@ class Network(Protocol):
         """Its logits are [R, V] float32, those of the sampled rows."""
 
 
+@contextlib.contextmanager
+def threads(num_threads: int | None) -> Iterator[None]:
+    """While inside, torch computes with so many threads; afterwards with as many as before, as its host chose them."""
+    before = torch.get_num_threads()
+    if num_threads is None or num_threads == before:
+        yield
+        return
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ModelRunner:
     """Turns plans into tokens.
 
     memory    what the core fills with the arrays of the next step
     network   the model; `caches` are the pools it reads and writes
+    num_threads   threads of torch during a step; None leaves them as they are
     """
 
-    def __init__(self, network: Network, caches: Caches, layout: Layout) -> None:
+    def __init__(self, network: Network, caches: Caches, layout: Layout, *, num_threads: int | None = None) -> None:
         self._network: Network | None = network
         self._caches: Caches | None = caches
+        self._num_threads = num_threads
         self._buffer = StepBuffer(layout)
         self._sampler = Sampler()
 
@@ -52,7 +70,7 @@ class ModelRunner:
         """Runs the step that was planned into `memory` and samples its rows."""
         if self._network is None or self._caches is None:
             raise RuntimeError("the runner was closed")
-        with torch.inference_mode():
+        with threads(self._num_threads), torch.inference_mode():
             logits = self._network.forward(self._buffer.inputs(plan), self._caches).logits
             rows = logits.to(torch.float32).contiguous().numpy()
         return self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)

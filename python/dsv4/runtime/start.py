@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dsv4._core import Core
 from dsv4.config.choices import Choice, Settings, resolve
 from dsv4.config.directory import resolve_model
@@ -50,12 +52,13 @@ class Loaded:
     settings: Settings
     sizing: Sizing
     weights: Weights
+    threads: Choice
     pool_bytes: dict[str, int]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
         """Every automatic choice, in the order in which it was made."""
-        return self.settings.choices + self.sizing.choices
+        return (*self.settings.choices, *self.sizing.choices, self.threads)
 
 
 def load(config: EngineConfig) -> Loaded:
@@ -68,16 +71,26 @@ def load(config: EngineConfig) -> Loaded:
     network, weights = _load_weights(config, directory, model, numerics)
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)
     core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits)
+    num_threads, threads = choose_threads(weights.num_bytes, settings)
     return Loaded(
         core=core,
-        runner=ModelRunner(network, caches, core),
+        runner=ModelRunner(network, caches, core, num_threads=num_threads),
         directory=directory,
         model=model,
         settings=settings,
         sizing=sizing,
         weights=weights,
+        threads=threads,
         pool_bytes=pool_bytes(caches),
     )
+
+
+def choose_threads(weights_bytes: int, settings: Settings) -> tuple[int, Choice]:
+    """One thread for a small model, torch's own number for the others."""
+    if weights_bytes < settings.recipe.single_thread_bytes:
+        return 1, Choice("num_threads", "1", "auto", f"recipe {settings.recipe.name}, for small weights")
+    num_threads = torch.get_num_threads()
+    return num_threads, Choice("num_threads", str(num_threads), "auto", "torch's own number")
 
 
 def _load_weights(
