@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.errors import Violation
+from dsv4.kernels.cache.reference import Layout, gather, store
+from dsv4.kernels.index import logits, reference
+
+Kind = Literal["fp8", "fp4"]
+POISON, UNTOUCHED = 0xFF, 12345.0
+TOLERANCE = 5e-4  # Hopper's FP8 products keep about 14 bits while they are summed
+
+
+class Case:
+    """Random keys of requests with one token each; poison wherever no key is."""
+
+    def __init__(self, positions: list[int], kind: Kind) -> None:
+        T = len(positions)
+        self.positions, self.kind, self.layout = positions, kind, Layout(kind, 128, 0, 64)
+        width = max(positions) // 256 + 2
+        pages = torch.randperm(T * width) + 1
+        self.pool = torch.full((T * width + 1, logits.PAGE_BYTES[kind]), POISON, dtype=torch.uint8)
+        self.table = torch.zeros(T, width, dtype=torch.int32)  # block 0, all poison, where there is none
+        self.slots: list[Tensor] = []
+        for t, position in enumerate(positions):
+            entry = torch.arange((position + 1) // 4)
+            used = -(-len(entry) // 64)
+            self.table[t, :used] = pages[t * width : t * width + used].int()
+            self.slots.append(pages[t * width + entry // 64] * 64 + entry % 64)
+            store(self.pool, self.slots[t], torch.randn(len(entry), 128), self.layout)
+        self.q = torch.randn(T, 64, 128).to(torch.float8_e4m3fn)
+        self.w = torch.randn(T, 64)
+
+    def run(self, device: torch.device, k: int = 16) -> Tensor:
+        T = len(self.positions)
+        scores = torch.full((T, 64 * self.table.shape[1]), UNTOUCHED, device=device)
+        rows = torch.arange(T, dtype=torch.int32, device=device)
+        positions = torch.tensor(self.positions, dtype=torch.int32, device=device)
+        q, w, pool, table = (x.to(device) for x in (self.q, self.w, self.pool, self.table))
+        logits.index_scores(q, w, pool, table, rows, positions, scores, self.kind, k=k)
+        return scores.cpu()
+
+    def expected(self, t: int) -> Tensor:
+        keys = gather(self.pool, self.slots[t], self.layout)
+        padded = torch.nn.functional.pad(keys, (0, 0, 0, -len(keys) % 64)).unsqueeze(0)
+        found = reference.scores(self.q[t : t + 1].float(), self.w[t : t + 1], padded, bf16=False)
+        return found[0, : len(keys)]
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp4"])
+def test_scores_of_visible_keys_and_nothing_else(kind: Kind, device: torch.device) -> None:
+    case = Case([3, 66, 67, 68, 300, 515, 1501], kind)
+    scores = case.run(device)
+    for t, position in enumerate(case.positions):
+        count = (position + 1) // 4
+        if count <= 16:  # all of them are chosen anyway
+            count = 0
+        else:
+            want = case.expected(t).double()
+            error = float((scores[t, :count].double() - want).norm() / want.norm())
+            assert error < TOLERANCE, f"token {t}: relative error {error}"
+        assert (scores[t, count:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp4"])
+def test_bits_do_not_depend_on_the_batch(kind: Kind, device: torch.device) -> None:
+    case = Case([400, 801], kind)
+    together = case.run(device)
+    case.positions[0] = 3
+    assert torch.equal(case.run(device)[1], together[1])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter
+def test_a_nan_key_spoils_its_own_score_only(device: torch.device) -> None:
+    case = Case([400], "fp8")
+    clean = case.run(device)
+    page, at = divmod(int(case.slots[0][7]), 64)
+    case.pool[page, 64 * 128 :].view(torch.float32)[at] = torch.nan
+    scores = case.run(device)
+    others = torch.arange(100) != 7
+    assert scores[0, 7].isnan()
+    assert torch.equal(scores[0, :100][others], clean[0, :100][others])
+
+
+def test_fp4_scales_up_to_2_to_the_11_apart_are_exact(device: torch.device) -> None:
+    case = Case([259], "fp4")
+    case.q = torch.randint(-3, 4, (1, 64, 128)).float().to(torch.float8_e4m3fn)
+    case.w = torch.ones(1, 64)
+    for page in case.table[0, :1].tolist():
+        scales = case.pool[page, 64 * 64 :].view(64, 4)
+        scales[:] = torch.tensor([120, 125, 131, 122], dtype=torch.uint8)  # 131 - 120 = 11
+        scales[1::2, 0] = 119  # 2^12 below the largest: counts as zeros
+    keys = gather(case.pool, case.slots[0], case.layout)
+    keys[1:64:2, :32] = 0
+    want = (case.q[0].double() @ keys.double().T).clamp_min(0).sum(0)
+    error = (case.run(device)[0, :65].double() - want).norm() / want.norm()
+    assert error < TOLERANCE
+    if device.type == "cpu":  # float32 products of exact values
+        assert error < 1e-6
+
+
+def test_no_tokens_and_no_keys(device: torch.device) -> None:
+    case = Case([300], "fp8")
+    none = torch.zeros(0, dtype=torch.int32, device=device)
+    pool, table = case.pool.to(device), case.table.to(device)
+    q, w = case.q[:0].to(device), case.w[:0].to(device)
+    logits.index_scores(q, w, pool, table, none, none, torch.zeros(0, 64, device=device), "fp8", k=16)
+    assert (case.run(device, k=75) == UNTOUCHED).all()
+
+
+def test_what_is_outside_the_contract_is_refused(device: torch.device) -> None:
+    case = Case([300], "fp4")
+    case.kind = "fp8"  # the pool's pages are too short for these keys
+    with pytest.raises(Violation, match="pages of 4352 bytes"):
+        case.run(device)
+
+
+def test_blocks_have_equal_work_and_cover_all_keys() -> None:
+    for T in (1, 7, 64, 500):
+        for keys in (1, 127, 128, 2048, 16_384, 262_144):
+            tiles = -(-keys // 128)
+            each = logits.tiles_of(T, keys, 132)
+            blocks = -(-tiles // each)
+            assert 1 <= each <= tiles
+            assert each * blocks - tiles < blocks
