@@ -423,7 +423,7 @@ def test_loading_with_progress_ends_at_all_bytes(tmp_path: Path, capsys: pytest.
 
 
 MEASURE = """
-import gc, resource, sys
+import gc, sys
 from pathlib import Path
 import torch
 from dsv4.config.model import ModelConfig
@@ -431,6 +431,10 @@ from dsv4.model.checkpoint import open_checkpoint
 from dsv4.model.model import DeepseekV4
 from dsv4.model.numerics import FLOAT32
 torch.set_num_threads(1)
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 def load(directory, kept):
     config = ModelConfig.load(directory)
@@ -440,9 +444,9 @@ def load(directory, kept):
         return [source.take(name) for name in source.names()]
 
 load(Path(sys.argv[3]), sys.argv[2])            # a small one first: what code itself needs is no part of the weights
-before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = status("VmRSS")
 held = load(Path(sys.argv[1]), sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = status("VmHWM")                           # of this program alone; getrusage's also counts what its parent had
 storages = [t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor]
 print(sum({s.data_ptr(): s.nbytes() for s in storages}.values()), peak - before)
 """
