@@ -73,7 +73,7 @@ sizes: ## print the ten longest functions and files of each language
 wheel: $(STAMPS)/venv ## build dist/*.whl: every CPython from 3.11, any Linux from glibc 2.28
 	$(PIP) 'maturin[zig]>=1.9.4,<2'
 	rm -rf dist
-	$(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
 
 test-wheel: wheel ## install that wheel into a fresh environment and serve from it
 	$(PYTHON) scripts/try_wheel.py dist/*.whl
