@@ -22,7 +22,7 @@ def test_nothing_said_is_the_demo_on_loopback() -> None:
 
 def test_every_setting_sets_a_field_that_exists() -> None:
     engine = {item.name for item in fields(EngineConfig)}
-    serve = {item.name for item in fields(ServeSettings)} | {"api_key_file"}
+    serve = {item.name for item in fields(ServeSettings)} | {"api_key_file", "dry_run", "json"}
     for setting in SETTINGS:
         assert setting.target == "serve" or setting.name in engine, setting.flag
         assert setting.target == "engine" or setting.name in serve, setting.flag

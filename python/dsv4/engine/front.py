@@ -35,6 +35,7 @@ class Front:
         self.render = parts.render
         self.bounds = parts.bounds
         self.facts = parts.facts
+        self.plan = parts.plan
         self.driver = Driver(parts.core, parts.runner, Counts(parts.bounds.max_model_len))
         self._seed = parts.seed
         self._numbers = itertools.count()

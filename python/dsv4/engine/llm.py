@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dsv4.config.engine import EngineConfig
 from dsv4.engine.blocking import Gathering, SyncDeltas, SyncStream
@@ -18,8 +18,11 @@ from dsv4.engine.parts import Parts
 from dsv4.engine.request import Request
 from dsv4.engine.start import configured, start
 from dsv4.engine.text import Tokenizer
-from dsv4.errors import QueueFull
+from dsv4.errors import Misuse, QueueFull
 from dsv4.types import ChatRequest, ChatResult, Completion, Effort, EngineInfo, Health, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from dsv4.runtime.plan import ServingPlan
 
 Messages = Sequence[dict[str, Any]]
 
@@ -127,6 +130,12 @@ class LLM:
         """Counters and gauges of the core: running, waiting, and blocks by group and state."""
         self._front.check_usable()
         return self._front.driver.ask(lambda core: core.stats()).result()
+
+    def plan(self) -> ServingPlan:
+        """What the pools hold and serve: the numbers of `--dry-run`. Raises Misuse over parts that have no plan."""
+        if self._front.plan is None:
+            raise Misuse("these parts were not made from a configuration, so nothing was planned")
+        return self._front.plan
 
     def audit(self) -> None:
         """Proves that every block of the core is in exactly one place. Raises Violation."""

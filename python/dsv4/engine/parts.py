@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dsv4._core import Core
 from dsv4.engine.metrics import Facts
 from dsv4.engine.text import Tokenizer
 from dsv4.runtime.step import Runner
 from dsv4.types import ChatRequest, EngineInfo, RenderedChat
+
+if TYPE_CHECKING:
+    from dsv4.runtime.plan import ServingPlan
 
 Render = Callable[[ChatRequest], RenderedChat]
 
@@ -38,6 +42,7 @@ class Parts:
 
     core, runner   given to the driver's thread, which shuts both down
     seed           seeds the draws of requests that bring none, together with their number; None: random
+    plan           what the pools serve; None for parts that were not made from a configuration
     """
 
     core: Core
@@ -48,6 +53,7 @@ class Parts:
     bounds: Bounds
     seed: int | None = None
     facts: Facts = field(default_factory=lambda: Facts(served_name="none"))
+    plan: ServingPlan | None = None
 
     def close(self) -> None:
         """Lets go of everything; for parts that no engine took."""

@@ -65,6 +65,7 @@ def start(config: EngineConfig) -> Parts:
         ),
         seed=config.seed,
         facts=facts,
+        plan=loaded.plan(),
     )
 
 

@@ -31,9 +31,9 @@ class Sizing:
 
 def size_pools(config: EngineConfig, settings: Settings, model: ModelConfig, numerics: Numerics) -> Sizing:
     """Chooses the context and the bytes together. Raises ConfigError with the numbers when they do not fit."""
-    geometry = Geometry(**asdict(geometry_numbers(model, numerics)))
+    geometry = geometry_of(model, numerics)
     wanted = config.max_model_len or model.max_position_embeddings
-    limits = _limits(config, settings, model, wanted)
+    limits = limits_of(config, settings, model, wanted)
     useful = useful_bytes(geometry, limits)
     if config.kv_cache_memory_bytes is not None:
         total, memory = config.kv_cache_memory_bytes, ("given", "as given")
@@ -49,7 +49,7 @@ def size_pools(config: EngineConfig, settings: Settings, model: ModelConfig, num
                 f"max_model_len is {wanted}, and pools of {total} bytes hold requests of {length} tokens; "
                 f"set kv_cache_memory_bytes (with {useful} bytes every running request may be that long)"
             )
-        limits = _limits(config, settings, model, length)
+        limits = limits_of(config, settings, model, length)
         plan = plan_memory(geometry, limits, total)
     capped = "max_position_embeddings" if length == wanted else "what the pools hold"
     choices = (
@@ -84,7 +84,13 @@ def useful_bytes(geometry: Geometry, limits: Limits) -> int:
     )
 
 
-def _limits(config: EngineConfig, settings: Settings, model: ModelConfig, max_model_len: int) -> Limits:
+def geometry_of(model: ModelConfig, numerics: Numerics) -> Geometry:
+    """What the core counts in: bytes per block, slot and token of this model. Drafts have no pools yet."""
+    return Geometry(**asdict(geometry_numbers(model, numerics)))
+
+
+def limits_of(config: EngineConfig, settings: Settings, model: ModelConfig, max_model_len: int) -> Limits:
+    """The limits with requests of `max_model_len` tokens. Raises ConfigError for a queue too short for one."""
     queued_tokens = config.max_num_queued_tokens
     if queued_tokens is not None and queued_tokens < max_model_len:
         raise ConfigError(

@@ -8,7 +8,6 @@ Everything that can be refused is refused before a weight is read.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from dsv4.config.choices import Choice, Settings, resolve
 from dsv4.config.directory import resolve_model
 from dsv4.config.engine import EngineConfig
 from dsv4.config.model import ModelConfig
-from dsv4.model.checkpoint import TORCH_DTYPES, open_checkpoint
+from dsv4.model.checkpoint import open_checkpoint
 from dsv4.model.dummy import DummySource
 from dsv4.model.model import DeepseekV4
 from dsv4.model.numerics import Numerics
-from dsv4.model.schema import layout
 from dsv4.runtime.memory import Sizing, allocate_pools, pool_bytes, size_pools
+from dsv4.runtime.plan import ServingPlan, Subject, numerics_of, plan_of, schema_bytes
 from dsv4.runtime.runner import ModelRunner
 
 SAMPLE_BYTES = 1 << 20
@@ -60,13 +59,19 @@ class Loaded:
         """Every automatic choice, in the order in which it was made."""
         return (*self.settings.choices, *self.sizing.choices, self.threads)
 
+    def plan(self) -> ServingPlan:
+        """What this model's pools serve: the numbers that a dry run of the same configuration printed."""
+        weights = (self.weights.num_bytes, self.weights.source)
+        subject = Subject(directory=self.directory, model=self.model, settings=self.settings, weights=weights)
+        return plan_of(subject, self.sizing)
+
 
 def load(config: EngineConfig) -> Loaded:
     """Loads everything. Raises ConfigError or CheckpointError; nothing is held then."""
     directory = resolve_model(config.model)
     model = ModelConfig.load(directory)
     settings = resolve(config, model)
-    numerics = Numerics(settings.dtype, settings.kv_cache_dtype, settings.indexer_dtype)
+    numerics = numerics_of(settings)
     sizing = size_pools(config, settings, model, numerics)
     network, weights = _load_weights(config, directory, model, numerics)
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)
@@ -102,7 +107,7 @@ def _load_weights(
         network = DeepseekV4(model, DummySource(model, seed, drafts=False), numerics)
         digest = hashlib.sha256(f"dummy {seed} {model}".encode()).hexdigest()
         seconds = time.monotonic() - started
-        weights = Weights(source=f"dummy, seed {seed}", num_bytes=_stored_bytes(model), seconds=seconds, digest=digest)
+        weights = Weights(source=f"dummy, seed {seed}", num_bytes=schema_bytes(model), seconds=seconds, digest=digest)
         return network, weights
     with open_checkpoint(directory, model, progress=config.progress) as source:
         network = DeepseekV4(model, source, numerics)
@@ -111,15 +116,6 @@ def _load_weights(
             source="safetensors", num_bytes=source.num_bytes, seconds=seconds, digest=checkpoint_digest(directory)
         )
     return network, weights
-
-
-def _stored_bytes(model: ModelConfig) -> int:
-    """Bytes of an official checkpoint of this shape, without its drafts."""
-    return sum(
-        math.prod(shape) * TORCH_DTYPES[dtype].itemsize
-        for name, (dtype, shape) in layout(model, "official").items()
-        if not name.startswith("mtp.")
-    )
 
 
 def checkpoint_digest(directory: Path) -> str:

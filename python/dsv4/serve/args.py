@@ -153,6 +153,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("--strict-fields", "serve", switch, "refuse unknown request fields", bare=True),
     Setting("--max-logprobs", "serve", whole_or_zero, "most alternatives per token"),
+    Setting("--dry-run", "serve", switch, "print what the configuration gives, and serve nothing", bare=True),
+    Setting("--json", "serve", switch, "print it as a JSON object", bare=True),
     Setting("--log-level", "serve", help="what is logged", choices=("debug", "info", "warning", "error")),
 )
 
@@ -191,12 +193,15 @@ class Launch:
 
     sources   where each setting that is not a default came from
     notes     what to tell the user: aliases translated, flags without effect
+    dry_run   print what the configuration gives and serve nothing; `json`: as an object
     """
 
     engine: EngineConfig
     serve: ServeSettings
     sources: Mapping[str, Source] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    dry_run: bool = False
+    json: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -317,6 +322,9 @@ def _build(
         keys += _keys_in(Path(str(key_file)))
     if any(not key.strip() for key in keys):
         raise ConfigError("--api-key: an empty key would let everybody in")
+    dry_run, as_json = bool(values.pop("dry_run", False)), bool(values.pop("json", False))
+    if as_json and not dry_run:
+        raise ConfigError("--json is the form of what --dry-run prints; give both")
     targets = {name: setting.target for name, setting in by_name.items()} | {"model": "engine"}
     engine = {name: value for name, value in values.items() if targets[name] in ("engine", "both")}
     serve = {name: value for name, value in values.items() if targets[name] in ("serve", "both")}
@@ -325,6 +333,8 @@ def _build(
         serve=ServeSettings(api_keys=keys, **serve),  # type: ignore[arg-type]
         sources=dict(sources),
         notes=tuple(notes),
+        dry_run=dry_run,
+        json=as_json,
     )
     check_binding(launch.serve)
     return launch

@@ -2,14 +2,17 @@
 
     parse ─▶ bind ─▶ start the engine ─▶ report ─▶ listen ─▶ drain ─▶ stop
       2       2         2, 1                                           0
+      └───▶ plan and print (--dry-run)
+                2, 3, 0
 
-Status 0: stopped as asked. 1: the engine failed. 2: a setting or a checkpoint cannot work, nothing was served.
-128 + number: a second signal, or an interrupt before anything was served.
+Status 0: stopped as asked, or a dry run fits. 1: the engine failed. 2: a setting or a checkpoint cannot work, nothing
+was served. 3: a dry run does not fit. 128 + number: a second signal, or an interrupt before anything was served.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING
 import prometheus_client
 import uvloop
 
+from dsv4.engine.plan import as_json, as_table, plan
 from dsv4.errors import CheckpointError, ConfigError, Dsv4Error
 from dsv4.serve.app import create_app
 from dsv4.serve.args import parse
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
+EXIT_DOES_NOT_FIT = 3
 
 log = logging.getLogger("dsv4.serve")
 
@@ -48,6 +53,10 @@ def run(argv: Sequence[str], variables: Mapping[str, str], start: Start) -> int:
     try:
         launch = parse(argv, variables)
         _log_to_stderr(launch.serve)
+        for note in launch.notes:
+            log.info("%s", note)
+        if launch.dry_run:
+            return _dry_run(launch)
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         listener = bind(launch.serve)
         with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,9 +72,15 @@ def run(argv: Sequence[str], variables: Mapping[str, str], start: Start) -> int:
     return EXIT_OK
 
 
+def _dry_run(launch: Launch) -> int:
+    """Prints what the configuration gives; needs no GPU, no weights and no port."""
+    found = plan(launch.engine)
+    for line in [json.dumps(as_json(found))] if launch.json else as_table(found):
+        _tell(line)
+    return EXIT_OK if found.verdict.fits else EXIT_DOES_NOT_FIT
+
+
 async def _serve(launch: Launch, listener: socket.socket, start: Start) -> None:
-    for note in launch.notes:
-        log.info("%s", note)
     raise_descriptor_limit()
     async with start(launch.engine) as engine:
         app = create_app(engine, launch.serve)
