@@ -94,7 +94,11 @@ class PoolSizes:
 
 @final
 class Limits:
-    """The largest legal step and queue. Everything is sized from these at start."""
+    """The largest legal step and queue. Everything is sized from these at start.
+
+    prefix_cache        blocks outlive their requests; the runtime must then copy state as plans say
+    checkpoint_tokens   tokens between window checkpoints inside a prompt; 0: only where it forks and ends
+    """
 
     def __new__(
         cls,
@@ -107,6 +111,8 @@ class Limits:
         vocab_size: int,
         max_steps_in_flight: int = 1,
         aging_steps: int = 256,
+        prefix_cache: bool = False,
+        checkpoint_tokens: int = 0,
     ) -> Limits: ...
     @property
     def max_model_len(self) -> int: ...
@@ -124,6 +130,10 @@ class Limits:
     def max_steps_in_flight(self) -> int: ...
     @property
     def aging_steps(self) -> int: ...
+    @property
+    def prefix_cache(self) -> bool: ...
+    @property
+    def checkpoint_tokens(self) -> int: ...
 
 @final
 class MemoryPlan:
@@ -186,6 +196,18 @@ class Plan:
     def num_prefill_tokens(self) -> int: ...
     @property
     def max_seq_len(self) -> int: ...
+    @property
+    def num_restores(self) -> int:
+        """State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`."""
+    @property
+    def num_saves(self) -> int:
+        """State slots to copy after the step's kernels, from `save_sources` to `save_targets`."""
+    @property
+    def started_request_ids(self) -> list[int]:
+        """Requests that start, or start again after a preemption, in this step."""
+    @property
+    def started_cached_tokens(self) -> list[int]:
+        """How many tokens of each of them the prefix cache had."""
     @property
     def request_ids(self) -> list[int]:
         """Request of each row, in row order."""
@@ -250,10 +272,14 @@ class Core:
         min_tokens: int = 0,
         stop_token_ids: Sequence[int] = (),
         priority: int = 0,
+        cache_salt: str | None = None,
+        no_cache: bool = False,
     ) -> int:
         """Validates and enqueues; returns the request id. Raises InvalidRequest or QueueFull, changing nothing.
 
         priority   lower is earlier; one level is worth aging_steps steps of waiting
+        cache_salt shares prefixes with requests of the same salt only; at most 256 bytes
+        no_cache   reads nothing of the prefix cache and leaves nothing in it
         """
     def plan(self, memory: _Int32s) -> Plan | None:
         """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).
@@ -278,8 +304,12 @@ class Core:
         num_preemptions    times that a running request gave its blocks back and went back to the queue
         num_stalls         times that nothing could move (0 unless a pool is broken)
         num_violations     broken invariants found; each cost at most one request
-        {full,swa,state}_{capacity,free,open,sealed,retired,quarantined}   blocks by state; they add up to the capacity
-        {full,swa,state}_reserved                                          free blocks promised to requests that run
+        {full,swa,state}_{free,open,sealed,shared,cached,retired,quarantined}   blocks by state; their sum is _capacity
+        {full,swa,state}_reserved   free blocks promised to requests that run
+        prefix_queries, prefix_query_tokens, prefix_hit_tokens   requests that were looked up, their tokens, those found
+        prefix_miss_{never_seen,evicted_full,evicted_window,salt}_tokens   the others; all of these add up
+        num_window_checkpoints      places where a request can start
+        num_evicted_blocks, num_evicted_windows   full blocks and checkpoints that had to go
         """
     def explain(self, request_id: int) -> str:
         """What a request is doing and, if it waits, what for: a sentence for people."""

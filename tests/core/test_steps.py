@@ -38,7 +38,7 @@ def test_a_request_from_prompt_to_end() -> None:
     assert core.plan(memory) is None
 
 
-def test_the_fields_are_those_of_step_inputs() -> None:
+def test_the_fields_are_those_of_step_inputs_and_the_copies_of_state() -> None:
     names = [field.name for field in small_core().step_fields]
     assert names == [
         "token_ids",
@@ -57,6 +57,10 @@ def test_the_fields_are_those_of_step_inputs() -> None:
         "c128_tokens",
         "c128_slots",
         "sample_tokens",
+        "restore_sources",
+        "restore_targets",
+        "save_sources",
+        "save_targets",
     ]
 
 

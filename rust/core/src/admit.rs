@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+use crate::block::{Block, Shared};
 use crate::budget::PoolSizes;
 use crate::error::Error;
 use crate::geometry::Geometry;
@@ -88,26 +89,101 @@ impl Pools {
         self.for_each(|pool| pool.reclaim(done));
     }
 
+    /// The pool of a group.
+    pub fn of(&self, group: Group) -> &Pool {
+        match group {
+            Group::Full => &self.full,
+            Group::Swa => &self.swa,
+            Group::State => &self.state,
+        }
+    }
+
+    /// What a request is promised that has `tokens` tokens, may generate `output` more, and
+    /// starts behind `hit` full blocks of the cache.
+    pub(crate) fn need(&self, tokens: usize, output: usize, hit: usize) -> Need {
+        let geometry = &self.geometry;
+        let reserved = output.min(RESERVED_OUTPUT_BLOCKS * geometry.block_tokens);
+        let start = hit * geometry.block_tokens;
+        let window_block = geometry.swa_block_tokens;
+        let first = if hit == 0 { 0 } else { geometry.window_start(start) / window_block };
+        let lent = (start / window_block).saturating_sub(first);
+        let swa = geometry.steady_swa_blocks();
+        Need { full: (geometry.full_blocks(tokens + reserved), hit), swa: (swa, lent), first }
+    }
+
+    /// Blocks of each group to evict before a request can start, given how many could be.
+    ///
+    /// Changes nothing. Err if even all of them would not do, or if the window of another request
+    /// would have to be given up for it.
+    pub(crate) fn shortage(
+        &self,
+        need: &Need,
+        evictable: impl Fn(Group) -> usize,
+    ) -> Result<[(Group, usize); 3], Wait> {
+        let swa = self.swa.counts();
+        let promised = swa.entitled + self.transient_swa + swa.quarantined;
+        let unpromised = swa.capacity.saturating_sub(promised);
+        if need.swa.0 > unpromised {
+            return Err(Wait { group: Group::Swa, needs: need.swa.0, has: unpromised });
+        }
+        let mut short = [Group::State, Group::Swa, Group::Full].map(|group| (group, 0));
+        for (group, num_short) in &mut short {
+            let counts = self.of(*group).counts();
+            let needs = need.of(*group);
+            *num_short = counts.short_of(needs);
+            let could = if *num_short > 0 { evictable(*group) } else { 0 };
+            if *num_short > could {
+                let has = (counts.free + could).saturating_sub(counts.reserved);
+                return Err(Wait { group: *group, needs, has });
+            }
+        }
+        Ok(short)
+    }
+
     /// Looks whether a request may start that has `tokens` tokens and may generate `output` more.
     ///
     /// Changes nothing. The reservation borrows the pools, so that nobody can come in between.
     pub fn probe(&mut self, tokens: usize, output: usize) -> Result<Reservation<'_>, Wait> {
-        let reserved = output.min(RESERVED_OUTPUT_BLOCKS * self.geometry.block_tokens);
-        let full_blocks = self.geometry.full_blocks(tokens + reserved);
-        let swa_blocks = self.geometry.steady_swa_blocks();
+        let need = self.need(tokens, output, 0);
+        self.probe_for(need)
+    }
+
+    /// The same for a request that may start with blocks of the cache.
+    pub(crate) fn probe_for(&mut self, need: Need) -> Result<Reservation<'_>, Wait> {
         let (full, swa, state) = (self.full.counts(), self.swa.counts(), self.state.counts());
-        let swa_promised = swa.entitled + self.transient_swa + swa.quarantined;
-        let swa_has = swa.unreserved().min(swa.capacity.saturating_sub(swa_promised));
+        let promised = swa.entitled + self.transient_swa + swa.quarantined;
+        let unpromised = swa.capacity.saturating_sub(promised);
         for (group, needs, has) in [
             (Group::State, 1, state.free),
-            (Group::Swa, swa_blocks, swa_has),
-            (Group::Full, full_blocks, full.unreserved()),
+            (Group::Swa, need.swa.0, unpromised),
+            (Group::Swa, need.of(Group::Swa), swa.unreserved()),
+            (Group::Full, need.of(Group::Full), full.unreserved()),
         ] {
             if needs > has {
                 return Err(Wait { group, needs, has });
             }
         }
-        Ok(Reservation { pools: self, full_blocks, swa_blocks })
+        Ok(Reservation { pools: self, need })
+    }
+}
+
+/// Blocks that a request is promised in all, and how many of them the cache lends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    full: (usize, usize),
+    swa: (usize, usize),
+    /// Index of the first window block.
+    first: usize,
+}
+
+impl Need {
+    /// Blocks that have to be free.
+    fn of(&self, group: Group) -> usize {
+        match group {
+            Group::Full => self.full.0.saturating_sub(self.full.1),
+            Group::Swa => self.swa.0.saturating_sub(self.swa.1),
+            Group::State => 1,
+        }
     }
 }
 
@@ -116,18 +192,31 @@ impl Pools {
 #[derive(Debug)]
 pub struct Reservation<'a> {
     pools: &'a mut Pools,
-    full_blocks: usize,
-    swa_blocks: usize,
+    need: Need,
 }
 
 impl Reservation<'_> {
     /// Takes the slot and reserves the blocks for `owner`.
     pub fn commit(self, owner: RequestId) -> Tables {
-        let Self { pools, full_blocks, swa_blocks } = self;
+        self.commit_behind(owner, vec![], vec![])
+    }
+
+    /// The same for a request that starts with these blocks of the cache, as many as it was
+    /// reserved for.
+    pub(crate) fn commit_behind(
+        self,
+        owner: RequestId,
+        full: Vec<Block<Shared>>,
+        window: Vec<Block<Shared>>,
+    ) -> Tables {
+        let Self { pools, need } = self;
+        debug_assert_eq!((full.len(), window.len()), (need.full.1, need.swa.1));
         let geometry = &pools.geometry;
+        let (full_tokens, swa_tokens) = (geometry.block_tokens, geometry.swa_block_tokens);
+        let first = need.first;
         Tables {
-            full: BlockTable::new(&pools.full, owner, geometry.block_tokens, full_blocks),
-            swa: BlockTable::new(&pools.swa, owner, geometry.swa_block_tokens, swa_blocks),
+            full: BlockTable::behind(&pools.full, owner, full_tokens, need.full.0, (0, full)),
+            swa: BlockTable::behind(&pools.swa, owner, swa_tokens, need.swa.0, (first, window)),
             slot: pools.state.take(owner).expect("probe saw a free slot, and nobody came between"),
         }
     }

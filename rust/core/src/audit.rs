@@ -19,6 +19,7 @@ pub(crate) fn audit(scheduler: &Scheduler) -> Result<(), Error> {
     if slots.open + slots.quarantined < scheduler.running.len() || slots.sealed != 0 {
         return wrong(format!("{slots:?} for {} running requests", scheduler.running.len()));
     }
+    audit_cache(scheduler)?;
     audit_lists(scheduler)
 }
 
@@ -29,18 +30,52 @@ fn audit_tables(
     pool: &Pool,
     table: impl Fn(&Tables) -> &BlockTable,
 ) -> Result<(), Error> {
-    let (mut held, mut reserved) = (0, 0);
+    let (mut held, mut readers, mut reserved) = (0, 0, 0);
     for (_, phase) in scheduler.requests.iter() {
         if let Some(active) = phase.active() {
             let table = table(&active.tables);
-            held += table.audit().map_err(|what| Error::Audit(format!("{group}: {what}")))?;
+            let audited = table.audit();
+            let mut own = audited.map_err(|what| Error::Audit(format!("{group}: {what}")))?;
             reserved += table.num_reserved();
+            if group == Group::Swa {
+                for save in &active.reuse.saves {
+                    let caught = save.num_caught();
+                    own = (own.0 + caught.0, own.1 + caught.1);
+                }
+            }
+            (held, readers) = (held + own.0, readers + own.1);
         }
     }
     let counts = pool.counts();
-    if (held, reserved) != (counts.open + counts.sealed, counts.reserved) {
+    let found = (counts.open + counts.sealed, pool.num_holds().0, counts.reserved);
+    if (held, readers, reserved) != found {
         return Err(Error::Audit(format!(
-            "{group}: the tables hold {held} blocks and are promised {reserved}; {counts:?}"
+            "{group}: the tables hold {held} blocks and {readers} of others, and are promised \
+             {reserved}; {found:?}, {counts:?}"
+        )));
+    }
+    Ok(())
+}
+
+/// The cache holds what it says, and its users are the requests that run.
+fn audit_cache(scheduler: &Scheduler) -> Result<(), Error> {
+    let trie = &scheduler.prefix.trie;
+    let (window, slots) = trie.audit().map_err(|what| Error::Audit(format!("cache: {what}")))?;
+    let phases = scheduler.requests.iter();
+    let active: Vec<_> = phases.filter_map(|(_, phase)| phase.active()).collect();
+    let users = active.iter().filter(|active| active.reuse.node.is_some()).count();
+    let restores = active.iter().filter(|active| active.reuse.restore.is_some()).count();
+    let pools = &scheduler.pools;
+    let found = [
+        (users, trie.num_users()),
+        (pools.full.num_holds().1, trie.len()),
+        (pools.swa.num_holds().1, window),
+        (pools.state.num_holds().1, slots),
+        (pools.state.num_holds().0, restores),
+    ];
+    if found.iter().any(|(is, should)| is != should) {
+        return Err(Error::Audit(format!(
+            "users, holds on full, window and state blocks, and restores disagree: {found:?}"
         )));
     }
     Ok(())

@@ -1,11 +1,14 @@
 //! Handles of blocks: thin, move-only, made by a pool and by nothing else.
 //!
 //! ```text
-//!   Pool::take ──▶ Block<Open> ──seal──▶ Block<Sealed>
-//!                       │ drop               │ drop
-//!                       ▼                    ▼
-//!                    Retired(newest step that may read it)
+//!   Pool::take ──▶ Block<Open> ──seal──▶ Block<Sealed> ──share──▶ Block<Shared> ◀──lend─┐
+//!                       │ drop               │ drop                 │  │ keep ──▶ Block<Cached>
+//!                       ▼                    ▼                      ▼  ▼ last drop of all   │
+//!                    Retired(newest step that may read it) ◀────────────────────────────────┘
 //! ```
+//! Open and sealed blocks have one handle. A shared block has one per reader, and one per place in
+//! the cache that keeps it; when only the cache keeps it, it is evictable.
+//!
 //! A handle has no `Clone` and no public constructor; a transition consumes it. Giving a block up
 //! is dropping its handle, which can happen only once:
 //!
@@ -46,7 +49,15 @@ pub enum Open {}
 #[derive(Debug)]
 pub enum Sealed {}
 
-/// Unique owner of one block in state `S`; retires it when dropped.
+/// Full, and read by whoever holds one of these; there may be many.
+#[derive(Debug)]
+pub enum Shared {}
+
+/// Kept by the prefix cache; dropping it is evicting it.
+#[derive(Debug)]
+pub enum Cached {}
+
+/// Hold on one block in state `S`; gives it up when dropped.
 #[must_use = "dropping a block gives it up"]
 pub struct Block<S> {
     hold: Hold,
@@ -58,6 +69,18 @@ struct Hold {
     pool: Pool,
     id: BlockId,
     generation: u32,
+    role: Role,
+}
+
+/// What a hold counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The only one there is.
+    Owner,
+    /// One of those that read.
+    Reader,
+    /// One place in the cache.
+    Keeper,
 }
 
 impl<S> Block<S> {
@@ -75,7 +98,7 @@ impl<S> Block<S> {
 impl Block<Open> {
     /// The one constructor, for the pool that just took the block from its free list.
     pub(crate) fn taken(pool: Pool, id: BlockId, generation: u32) -> Self {
-        Self { hold: Hold { pool, id, generation }, state: PhantomData }
+        Self { hold: Hold { pool, id, generation, role: Role::Owner }, state: PhantomData }
     }
 
     /// Closes the block for writing. A refusal is a violation, and gives the handle back.
@@ -87,9 +110,50 @@ impl Block<Open> {
     }
 }
 
+impl Block<Sealed> {
+    /// Lets others read the block too. A refusal is a violation, and gives the handle back.
+    pub fn share(mut self) -> Result<Block<Shared>, Refused<Block<Sealed>>> {
+        match self.hold.pool.share_block(self.hold.id, self.hold.generation) {
+            Ok(()) => {
+                self.hold.role = Role::Reader;
+                Ok(Block { hold: self.hold, state: PhantomData })
+            }
+            Err(violation) => Err(Refused { block: self, violation }),
+        }
+    }
+}
+
+impl Block<Shared> {
+    /// A hold for the cache, which outlives the readers.
+    pub fn keep(&self) -> Result<Block<Cached>, Violation> {
+        self.hold.another(Role::Keeper)
+    }
+}
+
+impl Block<Cached> {
+    /// A hold for one more reader.
+    pub fn lend(&self) -> Result<Block<Shared>, Violation> {
+        self.hold.another(Role::Reader)
+    }
+
+    /// Does nobody read it?
+    pub(crate) fn is_idle(&self) -> bool {
+        self.hold.pool.state().is_cached(self.hold.id, self.hold.generation)
+    }
+}
+
+impl Hold {
+    fn another<S>(&self, role: Role) -> Result<Block<S>, Violation> {
+        self.pool.count_hold(self.id, self.generation, role)?;
+        let (id, generation) = (self.id, self.generation);
+        let hold = Self { pool: self.pool.share(), id, generation, role };
+        Ok(Block { hold, state: PhantomData })
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.pool.retire(self.id, self.generation);
+        self.pool.give_up(self.id, self.generation, self.role);
     }
 }
 

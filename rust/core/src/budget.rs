@@ -5,6 +5,9 @@
 //!   swa    = steady blocks per running request + one transient term per step in flight
 //!   full   = the rest
 //! ```
+//! With a prefix cache, a part of that rest becomes window blocks and slots for checkpoints; what is
+//! cached gives way to requests in every group, so nothing else is set aside.
+//!
 //! The transient term, window blocks of the chunks of a step before the window slides past them,
 //! is counted once per step and never per request: no step has more tokens than its budget,
 //! however many requests share it.
@@ -69,6 +72,7 @@ pub struct MemoryPlan {
     pub max_request_tokens: usize,
     steady_swa_blocks: usize,
     block_tokens: usize,
+    max_num_requests: usize,
 }
 
 impl MemoryPlan {
@@ -76,12 +80,15 @@ impl MemoryPlan {
     pub fn capacity(&self, context: usize) -> usize {
         let full = self.sizes.full_blocks / context.max(1).div_ceil(self.block_tokens);
         let swa = (self.sizes.swa_blocks - self.transient_swa_blocks) / self.steady_swa_blocks;
-        full.min(swa).min(self.sizes.state_slots)
+        full.min(swa).min(self.max_num_requests)
     }
 }
 
 /// Tokens of the requests that concurrency is planned for, where memory is short.
 const TYPICAL_TOKENS: usize = 1024;
+
+/// One part in so many of the bytes beyond what requests need goes to window checkpoints.
+const CHECKPOINT_SHARE: usize = 5;
 
 /// How many blocks of each group fit in `total_bytes`, poison blocks included.
 ///
@@ -112,6 +119,22 @@ pub fn plan_memory(
             state_slots: requests,
         })
     };
+    // Bytes that no request needs to run go to the prefix cache: some of them to checkpoints.
+    let with_checkpoints = |sizes: PoolSizes, least: usize| -> PoolSizes {
+        let window = geometry.checkpoint_swa_blocks();
+        let each = window * bytes.swa_block + bytes.state_slot;
+        let spare = sizes.full_blocks.saturating_sub(least) * bytes.full_block;
+        let most = (sizes.full_blocks - least).min(MAX_BLOCKS / 4);
+        let count = (spare / CHECKPOINT_SHARE).checked_div(each).unwrap_or(0).min(most);
+        if !limits.prefix_cache || count == 0 {
+            return sizes;
+        }
+        let swa_blocks = sizes.swa_blocks + count * window;
+        let state_slots = sizes.state_slots + count;
+        let left = total_bytes - bytes.of_groups(0, swa_blocks, state_slots);
+        let full_blocks = (left / bytes.full_block).min(sizes.full_blocks);
+        PoolSizes { full_blocks, swa_blocks, state_slots }
+    };
     let most = limits.max_num_requests.min(MAX_BLOCKS / geometry.steady_swa_blocks());
     let largest = |least: &dyn Fn(usize) -> usize| {
         let fits = |n| fit(n, transient).filter(|sizes| sizes.full_blocks >= least(n));
@@ -121,7 +144,9 @@ pub fn plan_memory(
         let fits = |transient| fit(1, transient).filter(|sizes| sizes.full_blocks >= 1);
         (0..transient).rev().find_map(fits)
     };
-    let sizes = largest(&|n| longest.max(n * typical))
+    let usual = |n: usize| longest.max(n * typical);
+    let sizes = largest(&usual)
+        .map(|sizes| with_checkpoints(sizes, usual(sizes.state_slots)))
         .or_else(|| largest(&|n| n))
         .or_else(one_at_a_time)
         .ok_or_else(|| {
@@ -145,6 +170,7 @@ pub fn plan_memory(
         max_request_tokens: sizes.max_request_tokens(geometry),
         steady_swa_blocks: geometry.steady_swa_blocks(),
         block_tokens: geometry.block_tokens,
+        max_num_requests: limits.max_num_requests.min(sizes.state_slots),
     })
 }
 
@@ -187,6 +213,8 @@ mod tests {
             vocab_size: 1000,
             max_steps_in_flight: 1,
             aging_steps: 256,
+            prefix_cache: false,
+            checkpoint_tokens: 0,
         }
     }
 
@@ -241,6 +269,23 @@ mod tests {
             plan.transient_swa_blocks
         };
         assert_eq!((transient(1, 1), transient(16, 1), transient(16, 2)), (9, 9, 18));
+    }
+
+    #[test]
+    fn with_a_prefix_cache_spare_bytes_hold_checkpoints_and_nobody_has_less_room() {
+        let caching = Limits { prefix_cache: true, ..limits() };
+        for mib in [5, 20, 30, 60, 200, 1000] {
+            let Ok(without) = plan_memory(&flash(), &limits(), mib << 20) else { continue };
+            let plan = plan_memory(&flash(), &caching, mib << 20).expect("as before");
+            let used = plan.full_bytes + plan.swa_bytes + plan.state_bytes;
+            assert!(used <= mib << 20 && used + (1 << 20) > mib << 20, "{mib} MiB: {used}");
+            let (more, slots) = (plan.sizes.swa_blocks, plan.sizes.state_slots);
+            let checkpoints = slots - without.sizes.state_slots;
+            assert_eq!(more - without.sizes.swa_blocks, 2 * checkpoints, "{mib} MiB");
+            assert_eq!(plan.capacity(1024), without.capacity(1024), "{mib} MiB");
+            assert!(plan.max_request_tokens.min(4096) == without.max_request_tokens.min(4096));
+            assert!(mib < 200 || checkpoints > 16, "{mib} MiB: {checkpoints}");
+        }
     }
 
     #[test]

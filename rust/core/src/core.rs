@@ -11,6 +11,7 @@ use crate::ids::RequestId;
 use crate::limits::Limits;
 use crate::metadata::StepLayout;
 use crate::pool::Pool;
+use crate::prefix::find::Sharing;
 use crate::request::{Decoding, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{Event, Outcome, Plan};
@@ -29,7 +30,14 @@ pub struct NewRequest<'a> {
     pub stop_token_ids: &'a [i128],
     /// Lower is earlier.
     pub priority: i128,
+    /// Shares prefixes with requests of the same salt only; most often a tenant.
+    pub cache_salt: &'a str,
+    /// Reads nothing of the prefix cache and leaves nothing in it.
+    pub no_cache: bool,
 }
+
+/// Bytes of the longest salt.
+pub const MAX_SALT_BYTES: usize = 256;
 
 /// Owner of all KV memory and planner of every step.
 #[derive(Debug)]
@@ -46,6 +54,14 @@ impl Core {
         geometry.check()?;
         limits.check()?;
         sizes.check(&geometry)?;
+        let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
+        if limits.prefix_cache && !divides {
+            return Err(Error::Config(format!(
+                "block_tokens is {}, not a multiple of swa_block_tokens, {}: no prefix could be \
+                 cached",
+                geometry.block_tokens, geometry.swa_block_tokens
+            )));
+        }
         let layout = StepLayout::new(&geometry, &limits);
         let capacity = Capacity {
             max_model_len: limits.max_model_len,
@@ -84,6 +100,7 @@ impl Core {
         validate::check_stop_tokens(new.stop_token_ids, has.vocab_size)?;
         let range = i128::from(i32::MIN)..=i128::from(i32::MAX);
         validate::check_whole("priority", new.priority, range, |_| "lower is earlier".into())?;
+        validate::check_count("cache_salt", new.cache_salt.len(), MAX_SALT_BYTES)?;
         self.check_queue(num_prompt_tokens)?;
         let submitted_us = self.scheduler.now_us;
         let narrow = "checked against a smaller range";
@@ -101,6 +118,11 @@ impl Core {
                 .map(|&id| i32::try_from(id).expect(narrow))
                 .collect(),
             submitted_us,
+            sharing: Sharing {
+                salt: new.cache_salt.into(),
+                is_off: new.no_cache,
+                ..Sharing::default()
+            },
         }))
     }
 
@@ -151,6 +173,7 @@ impl Core {
     pub fn stats(&self) -> Vec<(String, u64)> {
         let scheduler = &self.scheduler;
         let (queue, running) = (&scheduler.queue, &scheduler.running);
+        let lookups = &scheduler.prefix.lookups;
         let is_prefilling = |place| matches!(scheduler.requests.at(place), Phase::Prefilling(_));
         let num_prefilling = running.iter().filter(|&&(_, place)| is_prefilling(place)).count();
         let submitted = queue.places().map(|p| scheduler.requests.at(p).request().submitted_us);
@@ -163,6 +186,16 @@ impl Core {
             ("num_steps_in_flight", scheduler.flights.len()),
             ("num_preemptions", scheduler.num_preemptions),
             ("num_stalls", scheduler.num_stalls),
+            ("prefix_queries", lookups.requests),
+            ("prefix_query_tokens", lookups.tokens),
+            ("prefix_hit_tokens", lookups.hits),
+            ("prefix_miss_never_seen_tokens", lookups.never_seen),
+            ("prefix_miss_evicted_full_tokens", lookups.evicted_full),
+            ("prefix_miss_evicted_window_tokens", lookups.evicted_window),
+            ("prefix_miss_salt_tokens", lookups.salt),
+            ("num_window_checkpoints", scheduler.prefix.trie.num_checkpoints()),
+            ("num_evicted_blocks", scheduler.prefix.num_evicted_blocks),
+            ("num_evicted_windows", scheduler.prefix.num_evicted_windows),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value as u64))
@@ -177,6 +210,8 @@ impl Core {
                 ("free", counts.free),
                 ("open", counts.open),
                 ("sealed", counts.sealed),
+                ("shared", counts.shared),
+                ("cached", counts.cached),
                 ("retired", counts.retired),
                 ("quarantined", counts.quarantined),
                 ("reserved", counts.reserved),
@@ -197,14 +232,10 @@ impl Core {
         };
         match scheduler.requests.at(place) {
             Phase::Waiting(waiting) => {
-                let request = &waiting.request;
-                let before = scheduler.queue.num_before(request.rank);
-                let why = match scheduler.pools.probe(request.tokens.len(), request.output_left()) {
-                    Ok(reservation) => {
-                        reservation.forfeit();
-                        "it fits, and starts when the step has tokens and rows to spare".to_owned()
-                    }
-                    Err(wait) => format!("it {wait}"),
+                let before = scheduler.queue.num_before(waiting.request.rank);
+                let why = match scheduler.waits_for(place) {
+                    None => "it fits, and starts when the step has tokens and rows to spare".into(),
+                    Some(wait) => format!("it {wait}"),
                 };
                 format!("request {id} waits behind {before} others; {why}")
             }

@@ -163,6 +163,11 @@ impl Geometry {
         self.window.div_ceil(self.swa_block_tokens) + 1
     }
 
+    /// Window blocks of one checkpoint.
+    pub fn checkpoint_swa_blocks(&self) -> usize {
+        (self.window - 1).div_ceil(self.swa_block_tokens)
+    }
+
     /// Most window blocks that one chunk of `tokens` tokens touches, window before it included:
     /// `tokens + W - 1` positions, however they lie.
     pub fn chunk_swa_blocks(&self, tokens: usize) -> usize {

@@ -15,6 +15,8 @@
 //! 3. Only the request that holds an open block writes it; a sealed block is never written.
 //! 4. A request starts with all it needs or not at all; with nothing in flight, some request moves.
 //! 5. A call that is refused changes nothing.
+//! 6. What the prefix cache lends holds exactly the tokens that were asked for, and is never
+//!    written again.
 #![forbid(unsafe_code)]
 
 // Floors, lowest first, a paragraph each: a module uses only paragraphs above its own
@@ -32,6 +34,9 @@ pub mod pool;
 
 pub mod table;
 
+pub mod prefix;
+
+mod evict;
 pub mod metadata;
 
 pub mod admit;

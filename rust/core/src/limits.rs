@@ -22,6 +22,10 @@ pub struct Limits {
     /// Steps of waiting that make up for one level of priority; also, for how many steps smaller
     /// requests may overtake one that does not fit.
     pub aging_steps: usize,
+    /// Blocks outlive their requests, to be read by others with the same prefix.
+    pub prefix_cache: bool,
+    /// Tokens between window checkpoints inside a prompt; 0: only where it forks and ends.
+    pub checkpoint_tokens: usize,
 }
 
 /// Indices and counts must fit the int32 of the step arrays.

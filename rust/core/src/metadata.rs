@@ -13,7 +13,7 @@
 //! ```
 
 use crate::geometry::{C4, C128, Geometry};
-use crate::ids::int;
+use crate::ids::{BlockId, int};
 use crate::limits::Limits;
 use crate::table::Tables;
 
@@ -50,7 +50,7 @@ pub struct StepLayout {
     has_c128: bool,
 }
 
-const NUM_FIELDS: usize = 16;
+const NUM_FIELDS: usize = 20;
 
 impl StepLayout {
     /// The layout for these limits.
@@ -85,6 +85,10 @@ impl StepLayout {
             ("c128_tokens", vec![closing(C128)]),
             ("c128_slots", vec![closing(C128)]),
             ("sample_tokens", vec![requests]),
+            ("restore_sources", vec![requests]),
+            ("restore_targets", vec![requests]),
+            ("save_sources", vec![requests]),
+            ("save_targets", vec![requests]),
         ];
         let mut num_bytes = 0;
         let mut fields = Vec::with_capacity(NUM_FIELDS);
@@ -154,6 +158,8 @@ impl StepLayout {
             c4: Closing::new(C4, self.block_tokens, self.has_c4, next(), next()),
             c128: Closing::new(C128, self.block_tokens, self.has_c128, next(), next()),
             sample_tokens: next(),
+            restores: Copies { sources: next(), targets: next(), count: 0 },
+            saves: Copies { sources: next(), targets: next(), count: 0 },
             full_columns: self.fields[5].shape[1],
             swa_columns: self.fields[6].shape[1],
             num_tokens: 0,
@@ -209,6 +215,8 @@ pub(crate) struct StepArrays<'a> {
     c4: Closing<'a>,
     c128: Closing<'a>,
     sample_tokens: &'a mut [i32],
+    pub(crate) restores: Copies<'a>,
+    pub(crate) saves: Copies<'a>,
     full_columns: usize,
     swa_columns: usize,
     pub(crate) num_tokens: usize,
@@ -271,6 +279,21 @@ impl StepArrays<'_> {
 
     pub(crate) fn num_c128(&self) -> usize {
         self.c128.count
+    }
+}
+
+/// State slots to copy, one into another.
+pub(crate) struct Copies<'a> {
+    sources: &'a mut [i32],
+    targets: &'a mut [i32],
+    pub(crate) count: usize,
+}
+
+impl Copies<'_> {
+    pub(crate) fn push(&mut self, source: BlockId, target: BlockId) {
+        self.sources[self.count] = int(source.get() as usize);
+        self.targets[self.count] = int(target.get() as usize);
+        self.count += 1;
     }
 }
 

@@ -1,11 +1,11 @@
 //! One pool per cache group: the slot table is the truth, handles only point into it.
 //!
 //! ```text
-//!             take                 seal
-//!   Free ───────────▶ Open ─────────────────▶ Sealed
-//!    ▲                 │ drop                   │ drop
-//!    │                 ▼                        ▼
-//!    │              Retired(newest step that may read it)
+//!             take           seal            share               last reader drops
+//!   Free ───────────▶ Open ────────▶ Sealed ───────▶ Shared ───────────────────▶ Cached
+//!    ▲                 │ drop           │ drop         ▲ │ drop, not cached   lend │ │ evict
+//!    │                 ▼                ▼              └─┼────────────────────────┘ │
+//!    │              Retired(newest step that may read it)◀──────────────────────────┘
 //!    │   step done     │
 //!    └──── reclaim ────┘        any state ── broken invariant ──▶ Quarantined ── repair ──▶ Retired
 //! ```
@@ -15,14 +15,17 @@
 //!    was planned when the block was given up is done.
 //! 3. A handle and its slot agree on the generation; a handle of an earlier life changes nothing
 //!    and is counted.
-//! 4. `reserved` blocks of the free ones are promised to requests that were admitted.
+//! 4. A shared block counts its handles, readers and keepers apart; it is given up with the last of
+//!    all. One that has only keepers is cached: the cache may evict it, and nobody waits for it
+//!    but steps that were planned while it had a reader.
+//! 5. `reserved` blocks of the free ones are promised to requests that were admitted.
 //!
 //! The lock is never held while a handle is dropped: a drop takes it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::block::{Block, Open};
+use crate::block::{Block, Open, Role};
 use crate::error::{Error, Violation};
 use crate::ids::{BlockId, Group, MAX_BLOCKS, RequestId, StepId};
 
@@ -36,6 +39,16 @@ pub(crate) enum SlotState {
     Free,
     Open,
     Sealed,
+    /// At least one reader.
+    Shared {
+        readers: u32,
+        keepers: u32,
+    },
+    /// At least one keeper, and no reader since that step was the newest.
+    Cached {
+        keepers: u32,
+        since: StepId,
+    },
     Retired(StepId),
     Quarantined,
 }
@@ -57,6 +70,8 @@ pub struct Counts {
     pub free: usize,
     pub open: usize,
     pub sealed: usize,
+    pub shared: usize,
+    pub cached: usize,
     pub retired: usize,
     pub quarantined: usize,
     /// Free blocks promised to admitted requests that have not taken them yet.
@@ -140,12 +155,13 @@ impl Pool {
     /// Sends quarantined blocks back through Retired, if no handle is left that could be in doubt.
     pub fn repair(&self) {
         let mut state = self.state();
-        if state.counts.quarantined == 0 || state.counts.open + state.counts.sealed > 0 {
+        if state.counts.quarantined == 0 || state.counts.held() + state.counts.cached > 0 {
             return;
         }
         for place in 0..state.slots.len() {
             if state.slots[place].state == SlotState::Quarantined {
-                state.retire_at(BlockId::at(place));
+                let newest = state.newest_step;
+                state.retire_at(BlockId::at(place), newest);
             }
         }
     }
@@ -167,19 +183,90 @@ impl Pool {
         Ok(())
     }
 
-    pub(crate) fn retire(&self, id: BlockId, generation: u32) {
+    pub(crate) fn share_block(&self, id: BlockId, generation: u32) -> Result<(), Violation> {
         let mut state = self.state();
         let slot = state.slots[id.place()];
-        match slot.state {
-            SlotState::Open | SlotState::Sealed if slot.generation == generation => {
-                state.retire_at(id);
+        if slot.state != SlotState::Sealed || slot.generation != generation {
+            return Err(state.violate(id, generation, "to be shared, and is not sealed"));
+        }
+        state.enter(id, SlotState::Shared { readers: 1, keepers: 0 });
+        Ok(())
+    }
+
+    /// One more hold on a block that is shared or cached.
+    pub(crate) fn count_hold(
+        &self,
+        id: BlockId,
+        generation: u32,
+        role: Role,
+    ) -> Result<(), Violation> {
+        let mut state = self.state();
+        let slot = state.slots[id.place()];
+        let next = match (slot.state, role) {
+            _ if slot.generation != generation => None,
+            (SlotState::Shared { readers, keepers }, Role::Reader) => {
+                Some(SlotState::Shared { readers: readers + 1, keepers })
+            }
+            (SlotState::Cached { keepers, .. }, Role::Reader) => {
+                Some(SlotState::Shared { readers: 1, keepers })
+            }
+            (SlotState::Shared { readers, keepers }, Role::Keeper) => {
+                Some(SlotState::Shared { readers, keepers: keepers + 1 })
+            }
+            _ => None,
+        };
+        let Some(next) = next else {
+            return Err(state.violate(id, generation, "to be lent or kept, and is not shared"));
+        };
+        state.enter(id, next);
+        Ok(())
+    }
+
+    /// A hold was dropped.
+    pub(crate) fn give_up(&self, id: BlockId, generation: u32, role: Role) {
+        let mut state = self.state();
+        let slot = state.slots[id.place()];
+        let newest = state.newest_step;
+        match (slot.state, role) {
+            _ if slot.generation != generation => {
+                state.violate(id, generation, "given up by a handle of an earlier life");
+            }
+            (SlotState::Open | SlotState::Sealed, Role::Owner)
+            | (SlotState::Shared { readers: 1, keepers: 0 }, Role::Reader) => {
+                state.retire_at(id, newest);
+            }
+            (SlotState::Shared { readers: 1, keepers }, Role::Reader) => {
+                state.enter(id, SlotState::Cached { keepers, since: newest });
+            }
+            (SlotState::Shared { readers, keepers }, Role::Reader) => {
+                state.enter(id, SlotState::Shared { readers: readers - 1, keepers });
+            }
+            (SlotState::Shared { readers, keepers: keepers @ 1.. }, Role::Keeper) => {
+                state.enter(id, SlotState::Shared { readers, keepers: keepers - 1 });
+            }
+            (SlotState::Cached { keepers: 1, since }, Role::Keeper) => state.retire_at(id, since),
+            (SlotState::Cached { keepers, since }, Role::Keeper) => {
+                state.enter(id, SlotState::Cached { keepers: keepers - 1, since });
             }
             // Found out before, when it was put there.
-            SlotState::Quarantined if slot.generation == generation => {}
+            (SlotState::Quarantined, _) => {}
             _ => {
                 state.violate(id, generation, "given up by a handle that does not hold it");
             }
         }
+    }
+
+    /// Holds of readers and of keepers, all blocks together.
+    pub(crate) fn num_holds(&self) -> (usize, usize) {
+        let state = self.state();
+        let count = |(all_readers, all_keepers): (usize, usize), slot: &Slot| match slot.state {
+            SlotState::Shared { readers, keepers } => {
+                (all_readers + readers as usize, all_keepers + keepers as usize)
+            }
+            SlotState::Cached { keepers, .. } => (all_readers, all_keepers + keepers as usize),
+            _ => (all_readers, all_keepers),
+        };
+        state.slots.iter().fold((0, 0), count)
     }
 }
 
@@ -200,10 +287,16 @@ impl State {
         Some((id, slot.generation))
     }
 
-    fn retire_at(&mut self, id: BlockId) {
-        let step = self.newest_step;
+    /// What was cached for a while retires with an older step than what was read just now.
+    fn retire_at(&mut self, id: BlockId, step: StepId) {
         self.enter(id, SlotState::Retired(step));
-        self.retired.push_back((step, id));
+        let place = match self.retired.back() {
+            Some(&(newest, _)) if newest > step => {
+                self.retired.partition_point(|&(other, _)| other <= step)
+            }
+            _ => self.retired.len(),
+        };
+        self.retired.insert(place, (step, id));
     }
 
     pub(crate) fn counts_mut(&mut self) -> &mut Counts {
@@ -247,6 +340,18 @@ impl State {
         slot.state == state && slot.generation == generation && slot.owner == owner
     }
 
+    /// Is this block kept by the cache alone?
+    pub(crate) fn is_cached(&self, id: BlockId, generation: u32) -> bool {
+        let slot = &self.slots[id.place()];
+        matches!(slot.state, SlotState::Cached { .. }) && slot.generation == generation
+    }
+
+    /// Does this block have a reader?
+    pub(crate) fn is_shared(&self, id: BlockId, generation: u32) -> bool {
+        let slot = &self.slots[id.place()];
+        matches!(slot.state, SlotState::Shared { .. }) && slot.generation == generation
+    }
+
     /// Counts a broken invariant and, if the handle is of the slot's present life, quarantines
     /// the block: its state is in doubt. A handle of an earlier life has no say over the block.
     fn violate(&mut self, id: BlockId, generation: u32, what: &str) -> Violation {
@@ -273,7 +378,7 @@ impl State {
         match self.slots[id.place()].state {
             SlotState::Free => self.free.retain(|&other| other != id),
             SlotState::Retired(_) => self.retired.retain(|&(_, other)| other != id),
-            SlotState::Open | SlotState::Sealed | SlotState::Quarantined => {}
+            _ => {}
         }
         self.enter(id, SlotState::Quarantined);
     }
@@ -290,7 +395,7 @@ impl State {
         match state {
             SlotState::Free => self.free.push(id),
             SlotState::Retired(step) => self.retired.push_back((step, id)),
-            SlotState::Open | SlotState::Sealed | SlotState::Quarantined => {}
+            _ => {}
         }
         id
     }
@@ -302,8 +407,9 @@ impl State {
     }
 
     fn audit(&self) -> Result<(), Error> {
-        let mut found =
-            Counts { free: 0, open: 0, sealed: 0, retired: 0, quarantined: 0, ..self.counts };
+        let mut found = Counts { capacity: self.counts.capacity, ..Counts::default() };
+        (found.reserved, found.entitled) = (self.counts.reserved, self.counts.entitled);
+        found.violations = self.counts.violations;
         for slot in &self.slots {
             *found.of(slot.state) += 1;
         }
@@ -346,9 +452,22 @@ impl Counts {
             SlotState::Free => &mut self.free,
             SlotState::Open => &mut self.open,
             SlotState::Sealed => &mut self.sealed,
+            SlotState::Shared { .. } => &mut self.shared,
+            SlotState::Cached { .. } => &mut self.cached,
             SlotState::Retired(_) => &mut self.retired,
             SlotState::Quarantined => &mut self.quarantined,
         }
+    }
+
+    /// Blocks that some handle of a request may read.
+    pub fn held(&self) -> usize {
+        self.open + self.sealed + self.shared
+    }
+
+    /// Blocks to evict so that `needs` of them are free and promised to nobody, once the retired
+    /// ones are free again.
+    pub fn short_of(&self, needs: usize) -> usize {
+        (needs + self.reserved).saturating_sub(self.free + self.retired)
     }
 
     /// Free blocks that are promised to nobody.

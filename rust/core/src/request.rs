@@ -9,10 +9,13 @@
 //! - `tokens` is the prompt and what was generated; positions below `planned` are computed, or
 //!   will be once the steps in flight are done.
 //! - A decoding request either knows its next token, or its sample is in flight.
-//! - A preempted request keeps its tokens and computes them again from position 0; it may not
+//! - A preempted request keeps its tokens and computes them again from where the cache has no
+//!   more of them; it may not
 //!   start before the steps are done that it was part of, whose answers still count.
 
 use crate::ids::{RequestId, StepId};
+use crate::prefix::find::Sharing;
+use crate::prefix::publish::{Computed, Reuse};
 use crate::table::Tables;
 
 /// Order among requests, smallest first: static, total, and so free of starvation.
@@ -62,6 +65,7 @@ pub(crate) struct Request {
     pub(crate) min_tokens: usize,
     pub(crate) stop_token_ids: Box<[i32]>,
     pub(crate) submitted_us: u64,
+    pub(crate) sharing: Sharing,
 }
 
 impl Request {
@@ -100,9 +104,11 @@ impl Waiting {
         Self { request, busy_until: StepId(0), blocked_since: None }
     }
 
-    pub(crate) fn start(self, tables: Tables) -> Prefilling {
+    /// Starts behind what the cache has.
+    pub(crate) fn start(self, tables: Tables, reuse: Reuse) -> Prefilling {
         let Self { request, .. } = self;
-        Prefilling(Active { request, tables, planned: 0, last_step: StepId(0) })
+        let planned = reuse.num_cached_tokens;
+        Prefilling(Active { request, tables, reuse, planned, last_step: StepId(0) })
     }
 }
 
@@ -111,6 +117,7 @@ impl Waiting {
 pub(crate) struct Active {
     pub(crate) request: Request,
     pub(crate) tables: Tables,
+    pub(crate) reuse: Reuse,
     /// Positions below this are computed or in flight.
     pub(crate) planned: usize,
     /// The newest step that it is part of.
@@ -122,6 +129,13 @@ impl Active {
     pub(crate) fn preempt(self) -> Waiting {
         let Self { request, last_step, .. } = self;
         Waiting { request, busy_until: last_step, blocked_since: None }
+    }
+
+    /// What the prefix cache may take from it.
+    pub(crate) fn computed(&mut self) -> Computed<'_> {
+        let Request { id: owner, sharing, tokens, .. } = &mut self.request;
+        let (tables, reuse) = (&mut self.tables, &mut self.reuse);
+        Computed { owner: *owner, sharing, tokens, tables, reuse }
     }
 
     /// `len` more positions are part of `step`.

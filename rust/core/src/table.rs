@@ -1,20 +1,57 @@
 //! A request's blocks of one group, in logical order.
 //!
 //! ```text
-//!   block index   0     1     2     3     4     5
-//!               hole  hole  sealed sealed open  open     positions below `end()` are covered
-//!                           ▲ first             ▲ being written by steps in flight
+//!   block index   0     1     2      3      4     5
+//!               hole  hole  shared sealed open  open     positions below `end()` are covered
+//!                           ▲ first              ▲ being written by steps in flight
 //! ```
+//! Blocks of the prefix cache come first, for they were there when the request started; what the
+//! request computed may become shared later.
 //! A window that slides leaves holes at the front and never shifts what stays. What admission
 //! promised and the table does not hold is reserved in the pool: `reserved` of the pool is the sum
 //! over its tables of `entitled - held`, where positive.
 
 use std::collections::VecDeque;
 
-use crate::block::{Block, Open, Sealed};
+use crate::block::{Block, Open, Sealed, Shared};
 use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int};
 use crate::pool::{Pool, SlotState, State};
+
+/// A block that is full.
+#[derive(Debug)]
+pub enum Closed {
+    /// This request's alone.
+    Sealed(Block<Sealed>),
+    /// Read by others as well, or kept by the cache.
+    Shared(Block<Shared>),
+}
+
+impl Closed {
+    fn id(&self) -> BlockId {
+        match self {
+            Self::Sealed(block) => block.id(),
+            Self::Shared(block) => block.id(),
+        }
+    }
+
+    /// The block in a state that others may read.
+    pub(crate) fn share(self) -> Result<Block<Shared>, (Self, Violation)> {
+        match self {
+            Self::Shared(block) => Ok(block),
+            Self::Sealed(block) => block.share().map_err(|r| (Self::Sealed(r.block), r.violation)),
+        }
+    }
+}
+
+/// A block that a window slid past.
+#[derive(Debug)]
+pub enum Slid {
+    /// Steps in flight may still write it.
+    Open(Block<Open>),
+    /// Full.
+    Closed(Closed),
+}
 
 /// The blocks of one request in one group. Dropping it retires them and gives the promise back.
 #[derive(Debug)]
@@ -26,30 +63,31 @@ pub struct BlockTable {
     entitled: usize,
     /// Blocks before this index are holes.
     first: usize,
-    sealed: VecDeque<Block<Sealed>>,
+    closed: VecDeque<Closed>,
     open: VecDeque<Block<Open>>,
     /// The ids in order, ready to be copied into a step.
     row: Vec<i32>,
 }
 
 impl BlockTable {
-    /// An empty table; `entitled` blocks of the pool are reserved for it from now on.
-    pub(crate) fn new(pool: &Pool, owner: RequestId, block_tokens: usize, entitled: usize) -> Self {
+    /// A table that begins with blocks of the cache, if there are any, the first of them at index
+    /// `first`; of `entitled` blocks of the pool, the others are reserved for it from now on.
+    pub(crate) fn behind(
+        pool: &Pool,
+        owner: RequestId,
+        block_tokens: usize,
+        entitled: usize,
+        (first, shared): (usize, Vec<Block<Shared>>),
+    ) -> Self {
+        let row: Vec<i32> = shared.iter().map(|block| int(block.id().get() as usize)).collect();
         {
             let mut state = pool.state();
             state.counts_mut().entitled += entitled;
-            state.counts_mut().reserved += entitled;
+            state.counts_mut().reserved += entitled.saturating_sub(row.len());
         }
-        Self {
-            pool: pool.share(),
-            owner,
-            block_tokens,
-            entitled,
-            first: 0,
-            sealed: VecDeque::new(),
-            open: VecDeque::new(),
-            row: Vec::new(),
-        }
+        let closed = shared.into_iter().map(Closed::Shared).collect();
+        let open = VecDeque::new();
+        Self { pool: pool.share(), owner, block_tokens, entitled, first, closed, open, row }
     }
 
     /// Positions from the first block up to here are covered.
@@ -98,6 +136,14 @@ impl BlockTable {
         by_right.max(counts.free.saturating_sub(counts.reserved - self.remainder()))
     }
 
+    /// Blocks to evict so that `num_blocks` can be taken, once the retired ones are free again.
+    pub(crate) fn short_of(&self, num_blocks: usize, settled: bool) -> usize {
+        if num_blocks <= self.takeable(settled) {
+            return 0;
+        }
+        self.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
+    }
+
     /// Takes `num_blocks` blocks, or none if they are not all to be had.
     #[must_use]
     pub fn grow(&mut self, num_blocks: usize, settled: bool) -> bool {
@@ -121,10 +167,10 @@ impl BlockTable {
 
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
-        while (self.first + self.sealed.len() + 1) * self.block_tokens <= written {
+        while (self.first + self.closed.len() + 1) * self.block_tokens <= written {
             let Some(block) = self.open.pop_front() else { break };
             match block.seal() {
-                Ok(block) => self.sealed.push_back(block),
+                Ok(block) => self.closed.push_back(Closed::Sealed(block)),
                 Err(refused) => {
                     self.open.push_front(refused.block);
                     return Err(refused.violation);
@@ -134,21 +180,60 @@ impl BlockTable {
         Ok(())
     }
 
-    /// Gives up the blocks wholly before `position`.
-    pub fn slide(&mut self, position: usize) {
-        let holes = (position / self.block_tokens - self.first).min(self.row.len());
+    /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
+    /// up by dropping them.
+    pub fn slide(&mut self, position: usize, mut take: impl FnMut(usize, Slid)) {
+        let holes = (position / self.block_tokens).saturating_sub(self.first).min(self.row.len());
         if holes == 0 {
             return;
         }
         let before = self.remainder();
-        for _ in 0..holes {
-            if self.sealed.pop_front().is_none() {
-                self.open.pop_front();
+        for index in self.first..self.first + holes {
+            if let Some(block) = self.closed.pop_front() {
+                take(index, Slid::Closed(block));
+            } else if let Some(block) = self.open.pop_front() {
+                take(index, Slid::Open(block));
             }
         }
         self.row.drain(..holes);
         self.first += holes;
         self.pool.state().counts_mut().reserved += self.remainder() - before;
+    }
+
+    /// The full block at an index, from now on readable by others. None if the table holds no
+    /// full block there.
+    pub(crate) fn share_at(&mut self, index: usize) -> Result<Option<&Block<Shared>>, Violation> {
+        let Some(place) = index.checked_sub(self.first) else { return Ok(None) };
+        if let Some(Closed::Sealed(_)) = self.closed.get(place) {
+            let Some(block) = self.closed.remove(place) else { return Ok(None) };
+            match block.share() {
+                Ok(block) => self.closed.insert(place, Closed::Shared(block)),
+                Err((block, violation)) => {
+                    self.closed.insert(place, block);
+                    return Err(violation);
+                }
+            }
+        }
+        match self.closed.get(place) {
+            Some(Closed::Shared(block)) => Ok(Some(block)),
+            _ => Ok(None),
+        }
+    }
+
+    /// From now on `block`, which holds the same tokens, stands at an index; what stood there is
+    /// given up.
+    pub(crate) fn replace_at(&mut self, index: usize, block: Block<Shared>) {
+        let Some(place) = index.checked_sub(self.first) else { return };
+        if let Some(closed) = self.closed.get_mut(place) {
+            self.row[place] = int(block.id().get() as usize);
+            *closed = Closed::Shared(block);
+        }
+    }
+
+    /// Is the block at an index already `id`?
+    pub(crate) fn is_at(&self, index: usize, id: BlockId) -> bool {
+        let place = index.checked_sub(self.first).and_then(|place| self.row.get(place));
+        place == Some(&int(id.get() as usize))
     }
 
     /// Checks that the block of every position from `start` to `end` is open to this request.
@@ -158,40 +243,58 @@ impl BlockTable {
         start: usize,
         end: usize,
     ) -> Result<(), Violation> {
-        let closed = self.first + self.sealed.len();
+        let closed = self.first + self.closed.len();
         for index in start / self.block_tokens..end.div_ceil(self.block_tokens) {
             let block = index.checked_sub(closed).and_then(|place| self.open.get(place));
             match block {
                 Some(block) => state.expect_open(block.id(), block.generation())?,
-                None => return Err(state.refuse_write(self.owner, self.sealed_id(index))),
+                None => return Err(state.refuse_write(self.owner, self.closed_id(index))),
             }
         }
         Ok(())
     }
 
-    /// The sealed block at an index, to name in a violation.
-    fn sealed_id(&self, index: usize) -> Option<BlockId> {
-        let sealed = index.checked_sub(self.first).and_then(|place| self.sealed.get(place));
-        sealed.map(Block::id)
+    /// The full block at an index, to name in a violation: only if no other request reads it.
+    fn closed_id(&self, index: usize) -> Option<BlockId> {
+        match index.checked_sub(self.first).and_then(|place| self.closed.get(place)) {
+            Some(Closed::Sealed(block)) => Some(block.id()),
+            Some(Closed::Shared(_)) | None => None,
+        }
     }
 
     /// Every handle is held by the table's owner, and the row says what the handles say.
-    pub(crate) fn audit(&self) -> Result<usize, String> {
+    ///
+    /// Returns the blocks that are its own, and those that are shared.
+    pub(crate) fn audit(&self) -> Result<(usize, usize), String> {
         let state = self.pool.state();
-        let sealed = self.sealed.iter().map(|b| (b.id(), b.generation(), SlotState::Sealed));
-        let open = self.open.iter().map(|b| (b.id(), b.generation(), SlotState::Open));
-        for (place, (id, generation, expected)) in sealed.chain(open).enumerate() {
-            if !state.is_held(id, generation, self.owner, expected) {
-                return Err(format!("request {}: block {id} is not {expected:?}", self.owner));
-            }
-            if self.row.get(place) != Some(&int(id.get() as usize)) {
-                return Err(format!("request {}: row {:?} lacks {id}", self.owner, self.row));
+        let owner = self.owner;
+        let mut num_shared = 0;
+        for block in &self.closed {
+            let (id, is_right) = match block {
+                Closed::Sealed(b) => {
+                    (b.id(), state.is_held(b.id(), b.generation(), owner, SlotState::Sealed))
+                }
+                Closed::Shared(b) => {
+                    num_shared += 1;
+                    (b.id(), state.is_shared(b.id(), b.generation()))
+                }
+            };
+            if !is_right {
+                return Err(format!("request {owner}: block {id} is not what {block:?} says"));
             }
         }
-        if self.row.len() != self.sealed.len() + self.open.len() {
-            return Err(format!("request {}: row {:?} is too long", self.owner, self.row));
+        for block in &self.open {
+            let (id, generation) = (block.id(), block.generation());
+            if !state.is_held(id, generation, owner, SlotState::Open) {
+                return Err(format!("request {owner}: block {id} is not Open"));
+            }
         }
-        Ok(self.row.len())
+        let closed = self.closed.iter().map(Closed::id);
+        let ids = closed.chain(self.open.iter().map(Block::id));
+        if !self.row.iter().copied().eq(ids.map(|id| int(id.get() as usize))) {
+            return Err(format!("request {owner}: row {:?} is not what it holds", self.row));
+        }
+        Ok((self.row.len() - num_shared, num_shared))
     }
 
     /// What this table adds to `reserved` of its pool.

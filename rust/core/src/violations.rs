@@ -21,14 +21,23 @@ fn core() -> Core {
         vocab_size: 1000,
         max_steps_in_flight: 1,
         aging_steps: 256,
+        prefix_cache: false,
+        checkpoint_tokens: 0,
     };
     Core::new(flash(), &SIZES, limits).expect("legal")
 }
 
 fn submit(core: &mut Core, prompt: usize) -> RequestId {
     let prompt = vec![1; prompt];
-    let new =
-        NewRequest { prompt, max_tokens: 200, min_tokens: 0, stop_token_ids: &[], priority: 0 };
+    let new = NewRequest {
+        prompt,
+        max_tokens: 200,
+        min_tokens: 0,
+        stop_token_ids: &[],
+        priority: 0,
+        cache_salt: "",
+        no_cache: false,
+    };
     core.submit(new).expect("accepted")
 }
 

@@ -71,9 +71,11 @@ impl Core {
 
     /// Validates and enqueues; returns the request id. Raises `InvalidRequest` or `QueueFull`, changing nothing.
     #[pyo3(
-        signature = (prompt, *, max_tokens, min_tokens = None, stop_token_ids = None, priority = None),
-        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0)"
+        signature = (prompt, *, max_tokens, min_tokens = None, stop_token_ids = None, priority = None,
+            cache_salt = None, no_cache = false),
+        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0, cache_salt=None, no_cache=False)"
     )]
+    #[expect(clippy::too_many_arguments, reason = "they are the request's fields, by keyword")]
     fn submit(
         &self,
         py: Python<'_>,
@@ -82,6 +84,8 @@ impl Core {
         min_tokens: Option<Whole>,
         stop_token_ids: Option<&Bound<'_, PyAny>>,
         priority: Option<Whole>,
+        cache_salt: Option<&str>,
+        no_cache: bool,
     ) -> PyResult<u64> {
         let prompt = prompt_ids(prompt, &self.capacity)?;
         let stop_token_ids = stop_token_ids.map(|list| {
@@ -97,6 +101,8 @@ impl Core {
             min_tokens: or_zero(min_tokens),
             stop_token_ids: &stop_token_ids,
             priority: or_zero(priority),
+            cache_salt: cache_salt.unwrap_or_default(),
+            no_cache,
         };
         self.call(py, |core| core.submit(new)).map(|id| id.0)
     }

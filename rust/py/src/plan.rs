@@ -75,6 +75,30 @@ impl Plan {
         self.0.max_seq_len
     }
 
+    /// State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`.
+    #[getter]
+    fn num_restores(&self) -> usize {
+        self.0.num_restores
+    }
+
+    /// State slots to copy after the step's kernels, from `save_sources` to `save_targets`.
+    #[getter]
+    fn num_saves(&self) -> usize {
+        self.0.num_saves
+    }
+
+    /// Requests that start, or start again, in this step.
+    #[getter]
+    fn started_request_ids(&self) -> Vec<u64> {
+        numbers(&self.0.started_request_ids)
+    }
+
+    /// How many tokens of each of them the prefix cache had.
+    #[getter]
+    fn started_cached_tokens(&self) -> Vec<usize> {
+        self.0.started_cached_tokens.clone()
+    }
+
     /// Request of each row, in row order.
     #[getter]
     fn request_ids(&self) -> Vec<u64> {

@@ -137,7 +137,8 @@ impl Limits {
     #[new]
     #[pyo3(signature = (
         *, max_model_len, max_num_requests, max_num_tokens, max_queued_requests,
-        max_queued_tokens, vocab_size, max_steps_in_flight = 1, aging_steps = 256
+        max_queued_tokens, vocab_size, max_steps_in_flight = 1, aging_steps = 256,
+        prefix_cache = false, checkpoint_tokens = 0
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the limits' fields, by keyword")]
     fn new(
@@ -150,6 +151,8 @@ impl Limits {
         vocab_size: usize,
         max_steps_in_flight: usize,
         aging_steps: usize,
+        prefix_cache: bool,
+        checkpoint_tokens: usize,
     ) -> PyResult<Self> {
         let limits = limits::Limits {
             max_model_len,
@@ -160,6 +163,8 @@ impl Limits {
             vocab_size,
             max_steps_in_flight,
             aging_steps,
+            prefix_cache,
+            checkpoint_tokens,
         };
         limits.check().map_err(|e| raised(py, &e))?;
         Ok(Self(limits))
@@ -203,6 +208,16 @@ impl Limits {
     #[getter]
     fn aging_steps(&self) -> usize {
         self.0.aging_steps
+    }
+
+    #[getter]
+    fn prefix_cache(&self) -> bool {
+        self.0.prefix_cache
+    }
+
+    #[getter]
+    fn checkpoint_tokens(&self) -> usize {
+        self.0.checkpoint_tokens
     }
 }
 

@@ -1,6 +1,7 @@
 //! Decoding requests: one token each, and what it takes to have room for it.
 
 use super::{Place, Row, Scheduler};
+use crate::ids::Group;
 use crate::request::{Decoding, Phase};
 
 /// What came of the wish to grow.
@@ -37,7 +38,7 @@ impl Scheduler {
     }
 
     /// Takes the blocks for one more position: from what was promised at admission, then from the
-    /// free blocks, then from the request that comes last.
+    /// free blocks, then from the cache, then from the request that comes last.
     fn make_room(&mut self, place: Place, position: usize) -> Room {
         loop {
             let Some(active) = self.requests.at_mut(place).active_mut() else {
@@ -45,6 +46,13 @@ impl Scheduler {
             };
             // Its token is known, so its steps are done and nothing of its own is retired.
             let tables = &mut active.tables;
+            for (group, table) in [(Group::Full, &tables.full), (Group::Swa, &tables.swa)] {
+                let num_short = table.short_of(table.missing(position + 1), true);
+                if num_short > 0 {
+                    self.prefix.evict(self.pools.of(group), group, num_short, None);
+                    self.pools.reclaim(self.done);
+                }
+            }
             let full = tables.full.grow(tables.full.missing(position + 1), true);
             let swa = tables.swa.grow(tables.swa.missing(position + 1), true);
             if full && swa {
@@ -53,6 +61,9 @@ impl Scheduler {
             let short = if full { &self.pools.swa } else { &self.pools.full };
             if short.counts().retired > 0 && !self.flights.is_empty() {
                 return Room::Later;
+            }
+            if self.forfeit_saves() {
+                continue;
             }
             if self.running.len() == 1 {
                 return Room::Later; // alone: `choose` sees that nothing moves

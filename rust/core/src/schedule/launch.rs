@@ -18,6 +18,13 @@ pub struct Plan {
     pub num_c128: usize,
     pub num_prefill_tokens: usize,
     pub max_seq_len: usize,
+    /// State slots to copy before the step's kernels, and after them.
+    pub num_restores: usize,
+    pub num_saves: usize,
+    /// Requests that start, or start again, in this step, and how many of their tokens the prefix
+    /// cache had.
+    pub started_request_ids: Vec<RequestId>,
+    pub started_cached_tokens: Vec<usize>,
     /// Request of each row.
     pub request_ids: Vec<RequestId>,
     /// Request of each sample.
@@ -110,8 +117,15 @@ impl Scheduler {
             if let Phase::Prefilling(_) = phase {
                 plan.num_prefill_tokens += row.len;
             }
+            if row.start == active.reuse.num_cached_tokens {
+                plan.started_request_ids.push(row.id);
+                plan.started_cached_tokens.push(row.start);
+            }
+            self.copy_state(row, &mut arrays);
             self.move_on(row, step);
         }
+        plan.num_restores = arrays.restores.count;
+        plan.num_saves = arrays.saves.count;
         plan.num_tokens = arrays.num_tokens;
         plan.num_requests = arrays.num_rows;
         plan.num_samples = arrays.num_samples;
@@ -131,7 +145,13 @@ impl Scheduler {
             self.requests.put(row.place, prefilling.plan(row.len, step));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            active.tables.swa.slide(self.geometry.window_start(active.planned));
+            let (geometry, saves) = (&self.geometry, &mut active.reuse.saves);
+            active.tables.swa.slide(geometry.window_start(active.planned), |index, block| {
+                let mut block = Some(block);
+                for save in &mut *saves {
+                    block = block.take().and_then(|b| save.catch(geometry, index, b));
+                }
+            });
         }
     }
 }

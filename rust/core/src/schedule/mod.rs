@@ -13,6 +13,7 @@ mod decode;
 mod launch;
 mod prefill;
 mod requests;
+mod reuse;
 mod settle;
 
 use std::collections::VecDeque;
@@ -28,6 +29,7 @@ use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
 use crate::pool::Pool;
+use crate::prefix::Prefix;
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
 
 /// Requests, pools and steps in flight.
@@ -37,6 +39,7 @@ pub(crate) struct Scheduler {
     pub(crate) geometry: Geometry,
     ratios: Vec<usize>,
     pub(crate) pools: Pools,
+    pub(crate) prefix: Prefix,
     pub(crate) requests: Requests,
     pub(crate) queue: Queue,
     /// In order of rank: the last is the first to be preempted.
@@ -85,6 +88,7 @@ impl Scheduler {
         let most_rows = limits.max_num_requests.min(sizes.state_slots);
         Ok(Self {
             pools: Pools::new(&geometry, sizes, &limits)?,
+            prefix: Prefix::new(&geometry, &limits, sizes.full_blocks),
             ratios: geometry.ratios_in_use(),
             chosen: Vec::with_capacity(most_rows),
             running: Vec::with_capacity(most_rows),
@@ -133,8 +137,10 @@ impl Scheduler {
     fn choose(&mut self) {
         self.choose_once();
         while self.chosen.is_empty() && self.flights.is_empty() && !self.running.is_empty() {
-            self.num_stalls += 1;
-            self.preempt_last();
+            if !self.forfeit_saves() {
+                self.num_stalls += 1;
+                self.preempt_last();
+            }
             self.choose_once();
         }
     }
@@ -142,7 +148,10 @@ impl Scheduler {
     fn choose_once(&mut self) {
         debug_assert!(self.chosen.is_empty());
         if self.running.is_empty() && self.flights.is_empty() {
-            self.pools.for_each(Pool::repair);
+            if self.pools.each().iter().any(|(_, pool)| pool.counts().quarantined > 0) {
+                self.prefix.clear(); // so that no handle is left that could be in doubt
+                self.pools.for_each(Pool::repair);
+            }
             self.pools.reclaim(self.done);
         }
         self.choose_decodes();
@@ -154,7 +163,11 @@ impl Scheduler {
     /// The request that comes last in rank goes back to the queue.
     fn preempt_last(&mut self) {
         let Some((rank, place)) = self.running.pop() else { return };
-        let waiting = match self.requests.take(place) {
+        let mut phase = self.requests.take(place);
+        if let Some(active) = phase.active_mut() {
+            self.leave_cache(active);
+        }
+        let waiting = match phase {
             Phase::Prefilling(prefilling) => prefilling.0.preempt(),
             Phase::Decoding(decoding) => decoding.active.preempt(),
             Phase::Waiting(waiting) => waiting,
@@ -167,7 +180,10 @@ impl Scheduler {
 
     /// Takes a request out of every list; its blocks retire.
     pub(crate) fn end(&mut self, place: Place) -> RequestId {
-        let phase = self.requests.remove(place);
+        let mut phase = self.requests.remove(place);
+        if let Some(active) = phase.active_mut() {
+            self.leave_cache(active);
+        }
         let request = phase.request();
         match phase {
             Phase::Waiting(_) => self.queue.remove(request.rank, request.tokens.len()),
@@ -201,6 +217,7 @@ impl Scheduler {
         for place in places {
             self.end(place);
         }
+        self.prefix.clear();
         self.flights.clear();
     }
 }

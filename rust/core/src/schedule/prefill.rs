@@ -1,8 +1,11 @@
 //! Chunks of prompts, and requests that start.
 
+use super::reuse::Room;
 use super::{Place, Row, Scheduler};
-use crate::ids::StepId;
+use crate::ids::{Group, StepId};
+use crate::prefix::publish::Reuse;
 use crate::request::Phase;
+use crate::table::Tables;
 
 /// How many waiting requests may be looked at behind those that do not fit. A bound, so that a
 /// step costs the same however many wait.
@@ -40,34 +43,33 @@ impl Scheduler {
         {
             let Some((rank, place)) = self.queue.next_after(after) else { return };
             after = Some(rank);
-            if self.start(place) {
-                budget -= self.choose_chunk(place, budget);
-            } else {
-                num_blocked += 1;
-                if self.is_past_overtaking(place, now) {
-                    return;
+            match self.find_room(place) {
+                Room::Made(room) => {
+                    let (tables, reuse) = *room;
+                    self.start(place, tables, reuse);
+                    budget -= self.choose_chunk(place, budget);
+                }
+                Room::Soon => return, // what comes back is for this one
+                Room::No => {
+                    num_blocked += 1;
+                    if self.is_past_overtaking(place, now) {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    /// Moves a request from waiting to prefilling if all its blocks can be promised.
-    fn start(&mut self, place: Place) -> bool {
-        let Phase::Waiting(waiting) = self.requests.at(place) else { return false };
-        if waiting.busy_until > self.done {
-            return false;
-        }
-        let (id, rank) = (waiting.request.id, waiting.request.rank);
-        let (num_tokens, output) = (waiting.request.tokens.len(), waiting.request.output_left());
-        let Ok(reservation) = self.pools.probe(num_tokens, output) else { return false };
-        let tables = reservation.commit(id);
+    /// Moves a request from waiting to prefilling.
+    fn start(&mut self, place: Place, tables: Tables, reuse: Reuse) {
+        let Phase::Waiting(waiting) = self.requests.at(place) else { return };
+        let (rank, num_tokens) = (waiting.request.rank, waiting.request.tokens.len());
         if let Phase::Waiting(waiting) = self.requests.take(place) {
-            self.requests.put(place, Phase::Prefilling(waiting.start(tables)));
+            self.requests.put(place, Phase::Prefilling(waiting.start(tables, reuse)));
         }
         self.queue.remove(rank, num_tokens);
         let index = self.running.partition_point(|&(other, _)| other < rank);
         self.running.insert(index, (rank, place));
-        true
     }
 
     fn is_past_overtaking(&mut self, place: Place, now: StepId) -> bool {
@@ -77,17 +79,25 @@ impl Scheduler {
         now.0 - since.0 >= aging_steps
     }
 
-    /// As long a chunk as budget and window blocks allow; returns its tokens.
+    /// As long a chunk as budget and window blocks allow, up to the next place where a checkpoint
+    /// is wanted; returns its tokens.
     fn choose_chunk(&mut self, place: Place, budget: usize) -> usize {
         let Phase::Prefilling(prefilling) = self.requests.at_mut(place) else { return 0 };
         let active = &mut prefilling.0;
         let settled = active.last_step <= self.done;
         let start = active.planned;
         let left = active.request.tokens.len() - start;
+        let stop = active.reuse.stops.next_after(start).map_or(left, |stop| stop - start);
         let swa = &active.tables.swa;
+        let wanted = start + left.min(budget).min(stop);
+        let num_short = swa.short_of(swa.missing(wanted), settled);
+        if num_short > 0 {
+            self.prefix.evict(&self.pools.swa, Group::Swa, num_short, None);
+            self.pools.reclaim(self.done);
+        }
         let reach = swa.end() + swa.takeable(settled) * swa.block_tokens() - start;
-        let most = left.min(budget).min(reach);
-        let len = if most < left { aligned(start, most, &self.ratios) } else { most };
+        let most = left.min(budget).min(reach).min(stop);
+        let len = if most < left.min(stop) { aligned(start, most, &self.ratios) } else { most };
         if len == 0 {
             return 0;
         }

@@ -127,7 +127,8 @@ impl Scheduler {
         }
     }
 
-    /// The rows of a step that is done: blocks that are full are sealed, samples become tokens.
+    /// The rows of a step that is done: blocks that are full are sealed, samples become tokens, and
+    /// what a finite sample depends on is left to the prefix cache.
     /// Rows of requests that have ended since are passed over.
     fn settle(
         &mut self,
@@ -156,6 +157,14 @@ impl Scheduler {
                 self.end(row.place);
                 outcome.push(row.id, None, Some(Finish::NonFinite));
                 continue;
+            }
+            if let Some(active) = phase.active_mut() {
+                let written = row.start + row.len;
+                if self.prefix.publish(active.computed(), written, &self.geometry).is_err() {
+                    self.end(row.place);
+                    outcome.push(row.id, None, Some(Finish::Violation));
+                    continue;
+                }
             }
             let was_waiting = phase.active().is_none();
             let Some(sampled) = phase.sampled(tokens[sample]) else { continue };

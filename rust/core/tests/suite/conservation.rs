@@ -239,7 +239,7 @@ impl Books {
         self.pools.begin(StepId(self.step));
         running.position = end;
         running.last_step = self.step;
-        running.tables.swa.slide(self.geometry.window_start(end));
+        running.tables.swa.slide(self.geometry.window_start(end), |_, block| drop(block));
         if rng.once_in(2) {
             running.tables.full.seal_written(end).expect("written");
             running.tables.swa.seal_written(end).expect("written");

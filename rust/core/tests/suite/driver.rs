@@ -46,6 +46,8 @@ pub fn limits() -> Limits {
         vocab_size: 1000,
         max_steps_in_flight: 1,
         aging_steps: 256,
+        prefix_cache: false,
+        checkpoint_tokens: 0,
     }
 }
 
@@ -142,8 +144,9 @@ impl Driver {
             assert_eq!(self.stat(name), 0, "{name}");
         }
         for group in ["full", "swa", "state"] {
-            let (free, all) = (format!("{group}_free"), format!("{group}_capacity"));
-            assert_eq!(self.stat(&free), self.stat(&all), "{group} blocks did not come back");
+            let stat = |state: &str| self.stat(&format!("{group}_{state}"));
+            let back = stat("free") + stat("cached");
+            assert_eq!(back, stat("capacity"), "{group} blocks did not come back");
             assert_eq!(self.stat(&format!("{group}_reserved")), 0);
         }
         assert_eq!(self.stat("num_violations"), 0);
@@ -158,6 +161,8 @@ pub fn request(prompt: usize, max_tokens: usize) -> NewRequest<'static> {
         min_tokens: 0,
         stop_token_ids: &[],
         priority: 0,
+        cache_salt: "",
+        no_cache: false,
     }
 }
 

@@ -3,7 +3,7 @@
 //! - `conservation`: pools, handles and tables against a naive model, millions of operations
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
-//! - `lifecycles`, `window`, `flight`, `refusals`: one behaviour each, by name
+//! - `lifecycles`, `window`, `prefix`, `flight`, `refusals`: one behaviour each, by name
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
 
@@ -14,6 +14,7 @@ mod driver;
 mod flight;
 mod lifecycles;
 mod model;
+mod prefix;
 mod progress;
 mod referee;
 mod refusals;

@@ -23,6 +23,8 @@ struct Game {
     num_ended: usize,
     num_accepted: usize,
     now_us: u64,
+    /// Tokens of earlier requests, which later ones begin with.
+    history: Vec<Vec<i32>>,
 }
 
 impl Game {
@@ -41,12 +43,22 @@ impl Game {
             vocab_size: 50,
             max_steps_in_flight: rng.between(1, 2),
             aging_steps: rng.pick(&[1, 4, 50]),
+            prefix_cache: rng.once_in(2),
+            checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
         };
         let sizes = PoolSizes {
             full_blocks: if outgrows { rng.between(9, 20) } else { rng.between(1, 12) },
             swa_blocks: geometry.steady_swa_blocks()
                 + if outgrows { 40 } else { rng.pick(&[0, 0, 1, 3, 10, 40]) },
             state_slots: rng.between(1, 6),
+        };
+        // In some games there is room for what is cached, in the others it is always in the way.
+        let is_roomy = limits.prefix_cache && rng.once_in(2);
+        let more = if is_roomy { rng.between(1, 30) } else { 0 };
+        let sizes = PoolSizes {
+            full_blocks: sizes.full_blocks + more,
+            swa_blocks: sizes.swa_blocks + more,
+            state_slots: sizes.state_slots + more / 3,
         };
         let window = geometry.window;
         let lengths = vec![
@@ -76,6 +88,7 @@ impl Game {
             num_ended: 0,
             num_accepted: 0,
             now_us: 0,
+            history: vec![],
         }
     }
 
@@ -122,13 +135,24 @@ impl Game {
     fn submit(&mut self) {
         let most = self.referee.limits.max_model_len;
         let prompt = self.rng.pick(&self.lengths).min(most - 1);
+        let continues = self.referee.limits.prefix_cache && self.rng.once_in(2);
+        let prompt = if continues { self.rng.between(1, most - 1) } else { prompt };
         let mut max_tokens = self.rng.pick(&self.lengths);
         if self.outgrows {
             max_tokens = self.rng.between(most / 3, most - prompt.min(most / 2));
         }
         let min_tokens = if self.rng.once_in(4) { self.rng.between(0, max_tokens) } else { 0 };
         let stops: Vec<i32> = if self.rng.once_in(3) { vec![7, 9] } else { vec![] };
-        let tokens: Vec<i32> = (0..prompt).map(|_| self.token()).collect();
+        let mut tokens: Vec<i32> = (0..prompt).map(|_| self.token()).collect();
+        if !self.history.is_empty() && !self.rng.once_in(4) {
+            let earlier = self.rng.below(self.history.len());
+            let earlier = &self.history[earlier];
+            let most = earlier.len().min(prompt);
+            let shared = if self.rng.once_in(3) { self.rng.between(0, most) } else { most };
+            tokens[..shared].copy_from_slice(&earlier[..shared]);
+        }
+        let salt = self.rng.pick(&["", "", "", "", "", "", "a", "b"]);
+        let no_cache = self.rng.once_in(10);
         let priority = if self.rng.once_in(4) { self.rng.pick(&[0, 1, 2]) } else { 1 };
         let wide: Vec<i128> = stops.iter().map(|&id| i128::from(id)).collect();
         let accepted = self.driver.try_submit(NewRequest {
@@ -137,13 +161,16 @@ impl Game {
             min_tokens: min_tokens as i128,
             stop_token_ids: &wide,
             priority: i128::from(priority),
+            cache_salt: salt,
+            no_cache,
         });
         let most = most.min(self.driver.core.capacity().max_request_tokens);
         match accepted {
             Ok(id) => {
                 assert!(prompt + max_tokens <= most, "{prompt} + {max_tokens} > {most}");
                 let lengths = (max_tokens, min_tokens);
-                let known = self.referee.new_request(tokens, lengths, stops, priority);
+                let cache = (salt, no_cache);
+                let known = self.referee.new_request(tokens, lengths, stops, priority, cache);
                 self.referee.submitted(id, known);
                 self.num_accepted += 1;
             }
@@ -177,7 +204,23 @@ impl Game {
         true
     }
 
+    /// Some of what runs becomes what later requests begin with.
+    fn note_history(&mut self) {
+        let alive: Vec<RequestId> = self.referee.known.keys().copied().collect();
+        if alive.is_empty() || !self.rng.once_in(3) {
+            return;
+        }
+        let tokens = self.referee.known[&self.rng.pick(&alive)].tokens.clone();
+        if self.history.len() < 4 {
+            self.history.push(tokens);
+        } else {
+            let place = self.rng.below(4);
+            self.history[place] = tokens;
+        }
+    }
+
     fn finish_step(&mut self) {
+        self.note_history();
         let Some((step, samples)) = self.referee.oldest() else { return };
         let tokens: Vec<i32> = (0..samples).map(|_| self.token()).collect();
         let is_broken = samples > 0 && self.rng.once_in(60);
@@ -256,6 +299,9 @@ struct Seen {
     operations: usize,
     restarts: usize,
     overtakings: usize,
+    hits: usize,
+    swaps: usize,
+    evictions: u64,
     ends: usize,
 }
 
@@ -273,6 +319,10 @@ fn play(
         seen.operations += game.num_operations;
         seen.restarts += game.referee.num_restarts;
         seen.overtakings += game.referee.num_overtakings;
+        seen.hits += game.referee.num_hits;
+        seen.swaps += game.referee.num_swaps;
+        seen.evictions += game.driver.stat("num_evicted_blocks");
+        seen.evictions += game.driver.stat("num_evicted_windows");
         seen.ends += game.num_ended;
     }
     seen
@@ -293,6 +343,7 @@ fn tiny_games(seeds: std::ops::Range<u64>) {
     let seen = play(seeds, 2000, tiny);
     assert_eq!(seen.operations, 4_000_000);
     let enough = seen.restarts > 1600 && seen.overtakings > 2000 && seen.ends > 100_000;
+    let enough = enough && seen.hits > 1500 && seen.swaps > 1500 && seen.evictions > 90_000;
     assert!(enough, "too little of what is rare: {seen:?}");
 }
 

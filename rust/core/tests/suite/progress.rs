@@ -75,6 +75,8 @@ fn random_crowds_in_small_pools_all_end() {
             max_num_tokens: num_requests + rng.below(12),
             max_steps_in_flight: 1,
             aging_steps: rng.pick(&[1, 3, 100]),
+            prefix_cache: false,
+            checkpoint_tokens: 0,
             ..limits()
         };
         let length = |rng: &mut Rng| (rng.between(1, 30), rng.between(1, 40));

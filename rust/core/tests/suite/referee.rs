@@ -1,8 +1,12 @@
 //! What every plan and every outcome must obey, kept by somebody who knows nothing of the code.
 //!
 //! The referee sees what any caller sees: the arrays of a step, and what `advance` says. From them
-//! it keeps its own books (who owns which block, who may read it until when) and refuses whatever
-//! breaks a rule.
+//! it keeps its own books (who owns which block, who may read it until when, which tokens it holds)
+//! and refuses whatever breaks a rule.
+//!
+//! What a block or a slot holds is the hash of a whole prefix with its salt, whoever computed it.
+//! Whatever a request reads must hold its own tokens, and if another computed them, a finite sample
+//! must have followed from them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,6 +26,10 @@ pub struct Known {
     pub stops: Vec<i32>,
     /// Smaller comes first: arrival in steps plus priority times aging, then the id.
     rank: i64,
+    salt: &'static str,
+    no_cache: bool,
+    /// Of salt and tokens below each position.
+    hashes: Vec<u64>,
     /// Positions seen in plans of this life.
     planned: usize,
     /// Starts so far; a start after the first means that it was preempted.
@@ -43,9 +51,19 @@ type Life = (RequestId, usize);
 struct Flight {
     step: StepId,
     /// Of the groups full, swa and state.
-    readers: [BTreeMap<i32, Life>; 3],
+    readers: [BTreeMap<i32, BTreeSet<Life>>; 3],
+    writers: [BTreeMap<i32, Life>; 3],
     rows: Vec<Life>,
     samples: Vec<Life>,
+}
+
+/// What a block or slot holds: the tokens of a prefix, as this life computed them.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    hash: u64,
+    end: usize,
+    writer: Life,
+    is_private: bool,
 }
 
 pub struct Referee {
@@ -55,6 +73,11 @@ pub struct Referee {
     pub known: BTreeMap<RequestId, Known>,
     flights: VecDeque<Flight>,
     num_steps: u64,
+    contents: [BTreeMap<i32, Content>; 3],
+    /// Positions of each life below which a finite sample depends on everything.
+    proven: BTreeMap<Life, usize>,
+    pub num_hits: usize,
+    pub num_swaps: usize,
     pub num_restarts: usize,
     pub num_overtakings: usize,
 }
@@ -77,6 +100,10 @@ impl Referee {
             known: BTreeMap::new(),
             flights: VecDeque::new(),
             num_steps: 0,
+            contents: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
+            proven: BTreeMap::new(),
+            num_hits: 0,
+            num_swaps: 0,
             num_restarts: 0,
             num_overtakings: 0,
         }
@@ -92,6 +119,7 @@ impl Referee {
         (max_tokens, min_tokens): (usize, usize),
         stops: Vec<i32>,
         priority: i64,
+        (salt, no_cache): (&'static str, bool),
     ) -> Known {
         let arrived = i64::try_from(self.num_steps).expect("few");
         let aging = i64::try_from(self.limits.aging_steps).expect("few");
@@ -102,6 +130,9 @@ impl Referee {
             min_tokens,
             stops,
             rank: arrived + priority * aging,
+            salt,
+            no_cache,
+            hashes: vec![],
             planned: 0,
             lives: 0,
             full: vec![],
@@ -139,6 +170,7 @@ impl Referee {
         let mut flight = Flight {
             step: plan.step_id,
             readers: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
+            writers: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
             rows: vec![],
             samples: vec![],
         };
@@ -148,12 +180,18 @@ impl Referee {
         let mut longest = 0;
         let starts = arrays.get("query_starts");
         assert_eq!(starts[0], 0);
+        let started = plan.started_request_ids.iter().copied();
+        let started: BTreeMap<RequestId, usize> =
+            started.zip(plan.started_cached_tokens.iter().copied()).collect();
+        assert_eq!(started.len(), plan.started_cached_tokens.len());
+        self.copy("restore", plan.num_restores, &arrays);
         for (index, &id) in plan.request_ids.iter().enumerate() {
             let (first, last) = (at(starts[index]), at(starts[index + 1]));
             assert!(first < last, "row {index} has no tokens");
             let start = at(arrays.get("positions")[first]);
             let row = Row { id, index, first_token: first, start, end: start + last - first };
-            if row.start == 0 {
+            if let Some(&cached) = started.get(&id) {
+                assert_eq!(row.start, cached, "{id} starts where the cache ends");
                 self.starts(&row);
             }
             self.check_tokens(&row, &arrays);
@@ -164,6 +202,10 @@ impl Referee {
             num_prefill += if known.decodes { 0 } else { row.end - row.start };
             flight.rows.push((id, known.lives));
             known.planned = row.end;
+            let (hash, end) = (known.hash(row.end), row.end);
+            let (writer, is_private) = ((id, known.lives), known.no_cache);
+            let slot = arrays.get("state_slots")[index];
+            self.contents[2].insert(slot, Content { hash, end, writer, is_private });
             if row.end == known.tokens.len() {
                 known.sampling = true;
                 known.decodes = true;
@@ -173,6 +215,7 @@ impl Referee {
                 flight.samples.push((id, known.lives));
             }
         }
+        self.copy("save", plan.num_saves, &arrays);
         assert_eq!(at(starts[plan.num_requests]), plan.num_tokens);
         let sampled: Vec<_> = flight.samples.iter().map(|&(id, _)| id).collect();
         assert_eq!(plan.sample_request_ids, sampled);
@@ -188,6 +231,20 @@ impl Referee {
         self.flights.push_back(flight);
     }
 
+    /// State is copied from slot to slot.
+    fn copy(&mut self, what: &str, count: usize, arrays: &Arrays<'_>) {
+        let sources = &arrays.get(&format!("{what}_sources"))[..count];
+        let targets = &arrays.get(&format!("{what}_targets"))[..count];
+        for (source, target) in sources.iter().zip(targets) {
+            let content = self.contents[2].get(source).copied().expect("a slot that was written");
+            assert!((1..=self.capacity[2]).contains(&at(*target)));
+            for flight in &self.flights {
+                assert!(!flight.writers[2].contains_key(target), "slot {target} is in use");
+            }
+            self.contents[2].insert(*target, content);
+        }
+    }
+
     /// A request begins, or begins again: only behind those that came first and fit as well.
     fn starts(&mut self, row: &Row) {
         let busy = |id| self.flights.iter().any(|f| f.rows.iter().any(|&(other, _)| other == id));
@@ -196,6 +253,10 @@ impl Referee {
             geometry.full_blocks(known.tokens.len() + left.min(2 * geometry.block_tokens))
         };
         let known = &self.known[&row.id];
+        assert!(!known.no_cache || row.start == 0);
+        assert!(row.start % self.geometry.block_tokens == 0);
+        assert!(row.start < known.tokens.len(), "a token is left to compute");
+        self.num_hits += usize::from(row.start > 0);
         let (mine, my_size) = ((known.rank, row.id), size(known, &self.geometry));
         assert!(!busy(row.id) || known.lives == 0, "{} started before its steps were done", row.id);
         let overtaken: Vec<RequestId> = self
@@ -208,7 +269,7 @@ impl Referee {
             let other = self.known.get_mut(&id).expect("listed");
             // Preempted ones are not seen to wait until they start again, so all these are new.
             assert!(
-                size(other, &self.geometry) > my_size,
+                row.start > 0 || size(other, &self.geometry) > my_size,
                 "{} overtook {id}, which came first and is no larger",
                 row.id
             );
@@ -223,11 +284,11 @@ impl Referee {
             self.num_restarts += 1;
         }
         known.lives += 1;
-        known.planned = 0;
+        known.planned = row.start;
         known.overtaken_since = None;
         known.full.clear();
         known.swa.clear();
-        known.swa_first = 0;
+        known.swa_first = self.geometry.window_start(row.start) / self.geometry.swa_block_tokens;
         known.sampling = false;
         known.decodes = false;
     }
@@ -246,16 +307,21 @@ impl Referee {
         assert_eq!(arrays.get("state_resets")[row.index], i32::from(row.start == 0));
     }
 
-    /// Tables cover what is read and written, keep what they had, and share nothing.
+    /// Tables cover what is read and written, keep what they had, and share only what is full.
     fn check_tables(&mut self, row: &Row, arrays: &Arrays<'_>, flight: &mut Flight) {
         let geometry = &self.geometry;
         let known = self.known.get_mut(&row.id).expect("checked before");
-        let life = (row.id, known.lives);
 
         let full = arrays.row("block_table_full", row.index);
         let (full, rest) = full.split_at(geometry.full_blocks(row.end));
         assert!(rest.iter().all(|&id| id == 0), "{full:?} then {rest:?}");
-        assert!(full.starts_with(&known.full), "{:?} became {full:?}", known.full);
+        assert!(full.len() >= known.full.len());
+        // A block may give way to another that holds the same, once it is full.
+        let swapped = known.full.iter().zip(full).rposition(|(before, now)| before != now);
+        if let Some(last) = swapped {
+            assert!((last + 1) * geometry.block_tokens <= row.start, "{:?} {full:?}", known.full);
+            self.num_swaps += 1;
+        }
         known.full = full.to_vec();
 
         let first = geometry.window_start(row.start) / geometry.swa_block_tokens;
@@ -272,17 +338,79 @@ impl Referee {
             assert_eq!(at(arrays.get("swa_slots")[token]), slot);
         }
 
-        let slot = &arrays.get("state_slots")[row.index..=row.index];
-        for (group, ids) in [full, swa, slot].into_iter().enumerate() {
-            for &id in ids {
-                assert!((1..=self.capacity[group]).contains(&at(id)), "block {id} is in no pool");
+        let (full_tokens, swa_tokens) = (geometry.block_tokens, geometry.swa_block_tokens);
+        self.check_blocks(row, 0, (full, 0, full_tokens), flight);
+        self.check_blocks(row, 1, (swa, first, swa_tokens), flight);
+        self.check_slot(row, arrays.get("state_slots")[row.index], flight);
+    }
+
+    /// What is read holds this request's tokens; what is written is read by nobody else.
+    fn check_blocks(
+        &mut self,
+        row: &Row,
+        group: usize,
+        (ids, first, tokens): (&[i32], usize, usize),
+        flight: &mut Flight,
+    ) {
+        let life = (row.id, self.known[&row.id].lives);
+        let distinct: BTreeSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len(), "a table names a block twice: {ids:?}");
+        for (index, &id) in (first..).zip(ids) {
+            assert!((1..=self.capacity[group]).contains(&at(id)), "block {id} is in no pool");
+            let end = (index + 1) * tokens;
+            let is_written = end > row.start;
+            let known = self.known.get_mut(&row.id).expect("known");
+            let is_private = known.no_cache;
+            // Were it taken from another that still holds it, that one would find it changed.
+            if is_written {
+                let end = end.min(row.end);
+                let content = Content { hash: known.hash(end), end, writer: life, is_private };
+                self.contents[group].insert(id, content);
                 for other in self.flights.iter().chain([&*flight]) {
-                    let reader = other.readers[group].get(&id).unwrap_or(&life);
-                    assert_eq!(*reader, life, "block {id} is still read in step {}", other.step);
+                    let readers = other.readers[group].get(&id);
+                    let only_me = readers.is_none_or(|lives| lives.iter().all(|&l| l == life));
+                    assert!(only_me, "block {id} is written, and read in step {}", other.step);
                 }
-                flight.readers[group].insert(id, life);
+                flight.writers[group].insert(id, life);
+            } else {
+                let content = self.contents[group].get(&id).expect("a block that was written");
+                assert_eq!((content.hash, content.end), (known.hash(end), end), "block {id}");
+                self.check_lent(life, content);
+                for other in self.flights.iter().chain([&*flight]) {
+                    let writer = other.writers[group].get(&id).copied().unwrap_or(life);
+                    let is_over = !std::ptr::eq(other, &raw const *flight);
+                    let mine = writer == life || (is_over && writer == content.writer);
+                    assert!(mine, "block {id} is written in step {}", other.step);
+                }
             }
+            flight.readers[group].entry(id).or_default().insert(life);
         }
+    }
+
+    fn check_lent(&self, life: Life, content: &Content) {
+        if content.writer == life {
+            return;
+        }
+        assert!(!content.is_private, "{life:?} reads what {:?} kept for itself", content.writer);
+        let proven = self.proven.get(&content.writer).copied().unwrap_or(0);
+        assert!(content.end <= proven, "{life:?} reads what may not be finite: {content:?}");
+    }
+
+    fn check_slot(&mut self, row: &Row, slot: i32, flight: &mut Flight) {
+        assert!((1..=self.capacity[2]).contains(&at(slot)));
+        let known = self.known.get_mut(&row.id).expect("known");
+        let life = (row.id, known.lives);
+        if row.start > 0 {
+            let hash = known.hash(row.start);
+            let content = self.contents[2].get(&slot).expect("a slot that was written");
+            assert_eq!((content.hash, content.end), (hash, row.start), "slot {slot}");
+            self.check_lent(life, content);
+        }
+        for other in self.flights.iter().chain([&*flight]) {
+            let writer = other.writers[2].get(&slot).unwrap_or(&life);
+            assert_eq!(*writer, life, "slot {slot} is still used in step {}", other.step);
+        }
+        flight.writers[2].insert(slot, life);
     }
 
     fn check_closing(&self, row: &Row, closing: &mut [Vec<i32>; 4]) {
@@ -312,6 +440,7 @@ impl Referee {
             let finish = if non_finite.contains(&sample) {
                 4
             } else {
+                self.proven.insert((id, life), known.tokens.len());
                 known.tokens.push(tokens[sample]);
                 match () {
                     () if generated >= known.min_tokens
@@ -335,6 +464,21 @@ impl Referee {
 }
 
 impl Known {
+    /// Of the salt and the tokens below a position (FNV-1a).
+    fn hash(&mut self, position: usize) -> u64 {
+        let step = |hash: u64, byte: u64| (hash ^ byte).wrapping_mul(0x0000_0100_0000_01b3);
+        if self.hashes.is_empty() {
+            let root = 0xcbf2_9ce4_8422_2325;
+            self.hashes.push(self.salt.bytes().map(u64::from).fold(root, step));
+        }
+        while self.hashes.len() <= position {
+            let token = self.tokens[self.hashes.len() - 1];
+            let last = self.hashes[self.hashes.len() - 1];
+            self.hashes.push(step(last, u64::try_from(token).expect("a token") + 1));
+        }
+        self.hashes[position]
+    }
+
     fn waits(&self) -> bool {
         self.lives == 0
     }

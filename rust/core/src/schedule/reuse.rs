@@ -1,0 +1,141 @@
+//! Requests and the prefix cache: starting behind a hit, copying state, leaving blocks behind.
+
+use super::{Place, Row, Scheduler};
+use crate::admit::Wait;
+use crate::block::{Block, Open};
+use crate::ids::{Group, RequestId};
+use crate::metadata::StepArrays;
+use crate::prefix::checkpoint::Save;
+use crate::prefix::find::Found;
+use crate::prefix::publish::Reuse;
+use crate::request::{Active, Phase};
+use crate::table::Tables;
+
+/// What came of the wish to start.
+pub(super) enum Room {
+    /// Everything that the request needs: what the cache has of it, and the rest promised.
+    Made(Box<(Tables, Reuse)>),
+    /// It is on its way back from steps in flight.
+    Soon,
+    /// Others hold it.
+    No,
+}
+
+impl Scheduler {
+    /// Room for a waiting request, after evicting what is in the way.
+    pub(super) fn find_room(&mut self, place: Place) -> Room {
+        let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return Room::No };
+        if waiting.busy_until > self.done {
+            return Room::No;
+        }
+        let request = &mut waiting.request;
+        let mut found = self.prefix.find(&mut request.sharing, &request.tokens);
+        let (num_tokens, output) = (request.tokens.len(), request.output_left());
+        loop {
+            let need = self.pools.need(num_tokens, output, found.num_hit());
+            let pools = &self.pools;
+            let evictable = |group| self.prefix.num_evictable(pools.of(group), group, &found);
+            match self.pools.shortage(&need, evictable) {
+                Ok(short) => {
+                    for (group, num_blocks) in short.into_iter().filter(|&(_, short)| short > 0) {
+                        self.prefix.evict(self.pools.of(group), group, num_blocks, found.node());
+                    }
+                    self.pools.reclaim(self.done);
+                }
+                // Its own checkpoint holds the slot that it needs.
+                Err(Wait { group: Group::State, .. }) if found.num_hit() > 0 => {
+                    self.prefix.shorten(&mut found);
+                    continue;
+                }
+                Err(_) => return Room::No,
+            }
+            let Ok(reservation) = self.pools.probe_for(need) else { return Room::Soon };
+            let Ok(lent) = self.prefix.lend(&found) else {
+                reservation.forfeit(); // a broken block of the cache: go without
+                found = Found::default();
+                continue;
+            };
+            let stops = self.prefix.stops(&request.sharing, num_tokens, &found);
+            self.prefix.count(&mut request.sharing, &request.tokens, &found);
+            let Some(lent) = lent else {
+                let reuse = Reuse { stops, ..Reuse::default() };
+                return Room::Made(Box::new((reservation.commit(request.id), reuse)));
+            };
+            self.prefix.trie.move_user(None, found.node());
+            found.node().into_iter().for_each(|node| self.prefix.trie.touch_checkpoint(node));
+            let reuse = Reuse {
+                node: found.node(),
+                num_published: found.num_hit(),
+                num_cached_tokens: found.num_hit() * self.geometry.block_tokens,
+                restore: Some(lent.slot),
+                stops,
+                ..Reuse::default()
+            };
+            let tables = reservation.commit_behind(request.id, lent.full, lent.window);
+            return Room::Made(Box::new((tables, reuse)));
+        }
+    }
+
+    /// Why a waiting request does not start; None if there is room.
+    pub(crate) fn waits_for(&mut self, place: Place) -> Option<Wait> {
+        let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return None };
+        let found = self.prefix.find(&mut waiting.request.sharing, &waiting.request.tokens);
+        let request = &waiting.request;
+        let need = self.pools.need(request.tokens.len(), request.output_left(), found.num_hit());
+        let pools = &self.pools;
+        let evictable = |group| self.prefix.num_evictable(pools.of(group), group, &found);
+        self.pools.shortage(&need, evictable).err()
+    }
+
+    /// State that a row needs before its step, and state to keep after it.
+    ///
+    /// The step has begun: what is given up here may be read by it.
+    pub(super) fn copy_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
+        let end = row.start + row.len;
+        let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
+        let slot = active.tables.slot.id();
+        if let Some(source) = active.reuse.restore.take() {
+            arrays.restores.push(source.id(), slot);
+        }
+        let is_boundary = end % self.geometry.block_tokens == 0;
+        if !is_boundary || !self.prefix.caches(&active.request.sharing) {
+            return;
+        }
+        let is_stop = active.reuse.stops.has(end);
+        if !is_stop && !row.samples {
+            return;
+        }
+        let Some(target) = self.take_slot(row.id) else { return };
+        arrays.saves.push(slot, target.id());
+        if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+            active.reuse.saves.push(Save::new(end, target, !is_stop));
+        }
+    }
+
+    /// A slot for a checkpoint, in place of the least recently used one if there is no other.
+    fn take_slot(&mut self, owner: RequestId) -> Option<Block<Open>> {
+        if self.pools.state.counts().free == 0 {
+            self.prefix.evict(&self.pools.state, Group::State, 1, None);
+            self.pools.reclaim(self.done);
+        }
+        self.pools.state.take(owner)
+    }
+
+    /// Gives up the checkpoints that are on their way; false if there are none.
+    pub(super) fn forfeit_saves(&mut self) -> bool {
+        let mut num_saves = 0;
+        for &(_, place) in &self.running {
+            if let Some(active) = self.requests.at_mut(place).active_mut() {
+                num_saves += active.reuse.saves.len();
+                active.reuse.saves.clear();
+            }
+        }
+        self.pools.reclaim(self.done);
+        num_saves > 0
+    }
+
+    /// A request gives up its blocks; what it left in the cache may be evicted from now on.
+    pub(super) fn leave_cache(&mut self, active: &mut Active) {
+        self.prefix.trie.move_user(active.reuse.node.take(), None);
+    }
+}
