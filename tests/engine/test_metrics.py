@@ -23,6 +23,10 @@ from dsv4.types import SamplingParams
 
 COUNTERS = {
     "prompt_tokens",
+    "prompt_tokens_cached",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "prefix_cache_misses",
     "generation_tokens",
     "request_success",
     "num_preemptions",
@@ -34,6 +38,7 @@ COUNTERS = {
 GAUGES = {
     "num_requests_running",
     "num_requests_waiting",
+    "window_checkpoints",
     "kv_cache_usage_perc",
     "pool_blocks",
     "pool_bytes",

@@ -57,6 +57,7 @@ class Delivery:
                 finish_reason=finish_reason,
                 stop_reason=stop_reason,
                 num_prompt_tokens=len(request.prompt),
+                num_cached_tokens=request.num_cached_tokens,
                 num_generated_tokens=choice.num_generated,
                 num_reasoning_tokens=reader.num_reasoning_tokens,
             )
@@ -94,6 +95,7 @@ class Delivery:
         elif request.first_token_at is None:
             request.first_token_at = now
             counts.prompt_tokens += len(request.prompt)
+            counts.prompt_tokens_cached += request.num_cached_tokens
             counts.ttft.observe(now - request.arrived_at)
             if request.planned_at is not None:
                 counts.prefill.observe(now - request.planned_at)

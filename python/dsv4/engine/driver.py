@@ -244,6 +244,7 @@ class Driver:
                     min_tokens=request.params.min_tokens,
                     stop_token_ids=request.stop_ids,
                     priority=request.priority,
+                    cache_salt=request.cache_salt,
                 )
                 self._choices[choice.core_id] = choice
                 self._unplanned[choice.core_id] = choice
@@ -264,10 +265,11 @@ class Driver:
         if not self._unplanned:
             return
         now = self.clock()
-        for core_id in plan.request_ids:
+        for core_id, num_cached in zip(plan.started_request_ids, plan.started_cached_tokens, strict=True):
             choice = self._unplanned.pop(core_id, None)
             if choice is not None and choice.request.planned_at is None:
                 choice.request.planned_at = now
+                choice.request.num_cached_tokens = num_cached
                 self.counts.queue.observe(now - choice.request.arrived_at)
 
     def _settle(self, core: Core, plan: Plan, result: StepResult) -> None:

@@ -94,9 +94,17 @@ class AsyncEngine:
         return await asyncio.to_thread(self._front.render, request)
 
     async def open(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> AsyncStream:
         """Validates and submits; text is encoded off the loop. The stream is to be used as `async with`.
+
+        cache_salt   prefixes are shared with requests of the same salt only
 
         Raises InvalidRequest, QueueFull, EngineClosed, or RequestFailed for an id that was aborted; nothing runs then.
         """
@@ -108,7 +116,9 @@ class AsyncEngine:
             await asyncio.to_thread(front.token_ids, prompt) if isinstance(prompt, str) else front.token_ids(prompt)
         )
         stream = AsyncStream(self._wake(), front.bounds.max_output_items * max(1, params.n))
-        request = front.request(prompt, token_ids, params, stream, request_id=request_id, priority=priority)
+        request = front.request(
+            prompt, token_ids, params, stream, request_id=request_id, priority=priority, cache_salt=cache_salt
+        )
         front.check_queue(params.n)
         stream.abort = aborting(front, request)
         try:

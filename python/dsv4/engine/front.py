@@ -84,6 +84,7 @@ class Front:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Request:
         """A request that satisfies the one validator. Raises InvalidRequest, QueueFull or EngineClosed."""
         self.check_usable()
@@ -100,6 +101,7 @@ class Front:
             stop_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
             eos_id=self.tokenizer.eos_id,
             priority=priority,
+            cache_salt=cache_salt,
             sink=sink,
             arrived_at=self.driver.clock(),
         )

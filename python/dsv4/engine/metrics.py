@@ -20,6 +20,8 @@ PREFIX = "dsv4:"
 GROUPS = ("full", "swa", "state")
 STATES = ("free", "open", "sealed", "shared", "cached", "retired", "quarantined")
 
+MISSES = ("never_seen", "evicted_full", "evicted_window", "salt")
+
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
@@ -74,6 +76,7 @@ class Counts:
 
     max_model_len: int
     prompt_tokens: int = 0
+    prompt_tokens_cached: int = 0
     generation_tokens: int = 0
     corrupted_requests: int = 0
     request_success: dict[str, int] = field(default_factory=dict)
@@ -101,6 +104,12 @@ class Counts:
         contained = self.stats.get("num_violations", 0)
         return {**self.invariant_violations, "block": contained} if contained else self.invariant_violations
 
+    @property
+    def prefix_misses(self) -> Mapping[str, int]:
+        """Tokens that the prefix cache did not have, by reason; those that occurred."""
+        found = {reason: self.stats.get(f"prefix_miss_{reason}_tokens", 0) for reason in MISSES}
+        return {reason: number for reason, number in found.items() if number}
+
     @staticmethod
     def add(counter: dict[str, int], label: str, amount: int = 1) -> None:
         """Counts one event of a labelled counter."""
@@ -126,17 +135,22 @@ class Facts:
 _GAUGES: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
     ("num_requests_running", "Requests of the core with blocks", lambda c: c.stats.get("num_running", 0)),
     ("num_requests_waiting", "Requests of the core in the queue", lambda c: c.stats.get("num_waiting", 0)),
+    ("window_checkpoints", "Places where a prefix can be resumed", lambda c: c.stats.get("num_window_checkpoints", 0)),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
     ("prompt_tokens", "Tokens of prompts whose first token came; once for any n", lambda c: c.prompt_tokens),
     ("generation_tokens", "Tokens generated", lambda c: c.generation_tokens),
     ("num_preemptions", "Times that a running request lost its blocks", lambda c: c.stats.get("num_preemptions", 0)),
+    ("prompt_tokens_cached", "Of prompt_tokens, those found in the prefix cache", lambda c: c.prompt_tokens_cached),
+    ("prefix_cache_queries", "Tokens looked for in the prefix cache", lambda c: c.stats.get("prefix_query_tokens", 0)),
+    ("prefix_cache_hits", "Tokens found in the prefix cache", lambda c: c.stats.get("prefix_hit_tokens", 0)),
     ("corrupted_requests", "Requests ended for NaN or infinite logits", lambda c: c.corrupted_requests),
 )  # fmt: skip
 _LABELLED: tuple[tuple[str, str, str, Callable[[Counts], Mapping[str, int]]], ...] = (
     ("request_success", "Choices that ended, by reason", "finished_reason", lambda c: c.request_success),
     ("aborts", "Requests that were ended early", "reason", lambda c: c.aborts),
     ("admission_rejections", "Requests that the queue did not take", "reason", lambda c: c.admission_rejections),
+    ("prefix_cache_misses", "Tokens not found in the prefix cache", "reason", lambda c: c.prefix_misses),
     ("invariant_violations", "Broken invariants of the core", "kind", lambda c: c.violations),
 )
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[Counts], Distribution]], ...] = (
@@ -176,7 +190,9 @@ class EngineMetrics(Collector):
         counts = self._counts
         for name, text, value in _GAUGES:
             yield self._gauge(name, text, value(counts))
-        yield self._gauge("kv_cache_usage_perc", "Blocks in use, the fullest group, 0 to 1", self._usage())
+        yield self._gauge(
+            "kv_cache_usage_perc", "Blocks in use (not only cached), fullest group, 0 to 1", self._usage()
+        )
         for name, text, value in _COUNTERS:
             counter = CounterMetricFamily(PREFIX + name, text, labels=self._labels)
             counter.add_metric(self._values, value(counts))
@@ -214,7 +230,7 @@ class EngineMetrics(Collector):
     def _usage(self) -> float:
         stats = self._counts.stats
         shares = [
-            1 - stats[f"{group}_free"] / blocks
+            1 - (stats[f"{group}_free"] + stats.get(f"{group}_cached", 0)) / blocks
             for group, blocks in self._facts.pool_blocks.items()
             if blocks and f"{group}_free" in stats
         ]

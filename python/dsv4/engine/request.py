@@ -40,6 +40,8 @@ class Request:
     max_tokens    resolved by the validator
     stop_ids      what ends a choice: end of sequence unless it is ignored, and the request's own
     eos_id        the end of sequence, which is no stop_reason
+    cache_salt    whose prefixes it shares; None: those of all requests without one
+    num_cached_tokens   tokens of the prompt that the first choice to run found in the prefix cache
     arrived_at, planned_at, first_token_at   seconds on the driver's clock
     """
 
@@ -50,11 +52,13 @@ class Request:
     stop_ids: tuple[int, ...]
     eos_id: int
     priority: int
+    cache_salt: str | None
     sink: Sink
     arrived_at: float
     choices: list[Choice] = field(default_factory=list)
     planned_at: float | None = None
     first_token_at: float | None = None
+    num_cached_tokens: int = 0
     ended: bool = False
 
     @property

@@ -41,6 +41,9 @@ _LENGTHS: dict[str, str] = {  # array -> the scalar of the plan that says how mu
 }
 
 
+RESTORE, SAVE = "restore", "save"
+
+
 class Layout(Protocol):
     """The part of a core that a buffer needs."""
 
@@ -63,10 +66,31 @@ class StepBuffer:
         array = aligned_memory(layout.step_bytes)
         self.memory = array.data
         self._arrays = views(array, layout.step_fields)
+        self._copies = copy_views(array, layout.step_fields)
 
     def inputs(self, plan: Plan) -> StepInputs:
         """The arrays of the step that was planned into this buffer, as tensors over the same memory."""
         return StepInputs(**{name: array[: length_of(name, plan)] for name, array in self._arrays.items()})
+
+    def copies(self, when: str, count: int) -> tuple[Tensor, Tensor]:
+        """Slots of the state pools to copy, sources and targets: int32 [count] each.
+
+        when   RESTORE, before the step's kernels, or SAVE, after them
+        """
+        sources, targets = self._copies[when]
+        return sources[:count], targets[:count]
+
+
+def copy_views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sources and targets of restores and of saves; none for a layout without them."""
+    by_name = {field.name: field for field in step_fields}
+    whole = torch.from_numpy(memory)
+
+    def view(name: str) -> Tensor:
+        field = by_name.get(name)
+        return whole[:0] if field is None else whole[field.offset // 4 :][: field.shape[0]]
+
+    return {when: (view(f"{when}_sources"), view(f"{when}_targets")) for when in (RESTORE, SAVE)}
 
 
 def views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[str, Tensor]:

@@ -73,11 +73,12 @@ def size_pools(config: EngineConfig, settings: Settings, model: ModelConfig, num
 def useful_bytes(geometry: Geometry, limits: Limits) -> int:
     """Bytes with which every running request may be as long as the limits allow; more would lie idle.
 
-    Full blocks for each, its fixed part (window and state), the window blocks of one step's chunks, and poison blocks.
+    Full blocks for each, its fixed part (window and state), the window blocks of one step's chunks, and poison blocks;
+    with a prefix cache as much again, for what is cached.
     """
     blocks = limits.max_num_requests * -(-limits.max_model_len // BLOCK_TOKENS)
     step_blocks = -(-limits.max_num_tokens // SWA_BLOCK_TOKENS) + limits.max_num_requests + 2
-    return (
+    return (2 if limits.prefix_cache else 1) * (
         (blocks + 1) * geometry.full_block_bytes
         + (limits.max_num_requests + 1) * geometry.request_fixed_bytes
         + step_blocks * geometry.swa_block_bytes
@@ -104,6 +105,7 @@ def limits_of(config: EngineConfig, settings: Settings, model: ModelConfig, max_
         max_queued_requests=settings.max_num_queued_reqs,
         max_queued_tokens=16 * max_model_len if queued_tokens is None else queued_tokens,
         vocab_size=model.vocab_size,
+        prefix_cache=config.enable_prefix_caching,
     )
 
 

@@ -12,7 +12,8 @@ from dsv4._core import Plan
 from dsv4.model.caches import Caches
 from dsv4.model.inputs import StepInputs
 from dsv4.model.model import StepOutput
-from dsv4.runtime.batch import Layout, StepBuffer
+from dsv4.runtime.batch import RESTORE, SAVE, Layout, StepBuffer
+from dsv4.runtime.copies import copy_state
 from dsv4.runtime.sample import Sampler
 from dsv4.runtime.step import Draw, StepResult
 
@@ -71,7 +72,11 @@ class ModelRunner:
         if self._network is None or self._caches is None:
             raise RuntimeError("the runner was closed")
         with threads(self._num_threads), torch.inference_mode():
+            if plan.num_restores:
+                copy_state(self._caches, *self._buffer.copies(RESTORE, plan.num_restores))
             logits = self._network.forward(self._buffer.inputs(plan), self._caches).logits
+            if plan.num_saves:
+                copy_state(self._caches, *self._buffer.copies(SAVE, plan.num_saves))
             rows = logits.to(torch.float32).contiguous().numpy()
         return self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)
 
