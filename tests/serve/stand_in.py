@@ -70,6 +70,7 @@ class StandInStream:
         self.params = params
         self.request_id = request_id
         self.priority = priority
+        self.cache_salt: str | None = None
         self.aborted = asyncio.Event()
         self.left = asyncio.Event()
         self.max_tokens = 0
@@ -175,11 +176,18 @@ class StandIn:
         return RenderedChat(token_ids=(BOS, *text.encode()), thinking=thinking, warnings=self.warnings)
 
     async def open(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> StandInStream:
         if self.closed:
             raise EngineClosed("the engine was closed")
         stream = StandInStream(self, prompt, params, request_id or "", priority)
+        stream.cache_salt = cache_salt
         stream.num_prompt_tokens = len(self._ids(prompt))
         stream.max_tokens = self._check(stream.num_prompt_tokens, params)
         if len(self.running) >= self.max_running and len(self.waiting) >= self.max_queued:

@@ -47,6 +47,22 @@ def test_flags_reach_their_fields() -> None:
     assert launch.sources["port"] == "flag"
 
 
+@pytest.mark.parametrize(
+    ("argv", "variables", "is_on"),
+    [
+        ([], {}, True),
+        (["--enable-prefix-caching"], {"DSV4_ENABLE_PREFIX_CACHING": "off"}, True),
+        (["--no-enable-prefix-caching"], {}, False),
+        (["--disable-radix-cache"], {}, False),
+        ([], {"DSV4_ENABLE_PREFIX_CACHING": "off"}, False),
+    ],
+)
+def test_the_prefix_cache_is_on_unless_it_is_switched_off(
+    argv: list[str], variables: dict[str, str], is_on: bool
+) -> None:
+    assert parse(argv, variables).engine.enable_prefix_caching is is_on
+
+
 def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None:
     variables = {"DSV4_PORT": "1", "DSV4_MODEL": "there", "DSV4_MAX_NUM_SEQS": "7", "DSV4_STRICT_FIELDS": "off"}
     launch = parse(["--port", "2"], variables)

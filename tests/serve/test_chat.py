@@ -233,7 +233,7 @@ async def test_every_parameter_reaches_the_engine() -> None:
             "min_p": 0.1, "presence_penalty": 0.3, "frequency_penalty": -0.4, "repetition_penalty": 1.1,
             "logit_bias": {"65": 2}, "allowed_token_ids": [1, 2], "seed": -3, "n": 2, "stop": "END",
             "stop_token_ids": [4], "include_stop_str_in_output": True, "ignore_eos": True,
-            "skip_special_tokens": False, "logprobs": True, "top_logprobs": 3, "priority": -2,
+            "skip_special_tokens": False, "logprobs": True, "top_logprobs": 3, "priority": -2, "cache_salt": "acme",
         }  # fmt: skip
         async with served.events("/v1/chat/completions", {**CHAT, **given}):
             stream = await engine.opened()
@@ -245,7 +245,7 @@ async def test_every_parameter_reaches_the_engine() -> None:
     assert (params.repetition_penalty, params.logit_bias, params.allowed_token_ids) == (1.1, {65: 2.0}, (1, 2))
     assert (params.seed, params.n, params.stop, params.stop_token_ids) == (-3, 2, ("END",), (4,))
     assert (params.include_stop_str_in_output, params.ignore_eos, params.skip_special_tokens) == (True, True, False)
-    assert (params.logprobs, stream.priority) == (3, -2)
+    assert (params.logprobs, stream.priority, stream.cache_salt) == (3, -2, "acme")
 
 
 async def test_null_means_absent(served: Served) -> None:

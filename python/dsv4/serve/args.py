@@ -80,6 +80,7 @@ class Setting:
 
     target   "engine" (EngineConfig), "serve" (ServeSettings) or "both"
     bare     stands without a value and means "on"; its variable may also say "off"
+    negated  on by default; "--no-..." stands without a value and means "off"
     secret   its value is never shown
     """
 
@@ -91,6 +92,7 @@ class Setting:
     field: str = ""
     repeatable: bool = False
     bare: bool = False
+    negated: bool = False
     secret: bool = False
 
     @property
@@ -120,6 +122,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("--max-num-batched-tokens", "engine", whole, "token budget of one step"),
     Setting("--max-num-queued-reqs", "engine", whole_or_zero, "bound of the queue in requests"),
     Setting("--max-num-queued-tokens", "engine", whole_or_zero, "bound of the queue in tokens"),
+    Setting(
+        "--enable-prefix-caching",
+        "engine",
+        switch,
+        "reuse the KV blocks of requests that began with the same tokens (the default)",
+        bare=True,
+        negated=True,
+    ),
     Setting("--seed", "engine", int, "seeds the draws of requests that bring no seed"),
     Setting("--default-thinking", "both", switch, "think when a request does not say (on, off)"),
     Setting(
@@ -167,6 +177,7 @@ ALIASES: Mapping[str, str] = {
     "--chunked-prefill-size": "--max-num-batched-tokens",
     "--max-queued-requests": "--max-num-queued-reqs",
     "--random-seed": "--seed",
+    "--disable-radix-cache": "--no-enable-prefix-caching",
 }
 """Other engines' names; SGLang's, and vLLM's old name of the positional."""
 
@@ -245,7 +256,7 @@ def _translate(argv: Sequence[str], notes: list[str]) -> tuple[list[str], set[st
         elif flag in ALIASES:
             ours = ALIASES[flag]
             _note(notes, f"{flag} is {ours} here")
-            aliased.add("model" if ours == "MODEL" else ours.removeprefix("--").replace("-", "_"))
+            aliased.add("model" if ours == "MODEL" else ours.removeprefix("--").removeprefix("no-").replace("-", "_"))
             if ours != "MODEL":
                 translated.append(ours + equals + value)
             elif equals:
@@ -279,6 +290,8 @@ def _parser() -> argparse.ArgumentParser:
             help=described,
             **_argument_form(setting),
         )
+        if setting.negated:
+            parser.add_argument("--no-" + setting.flag[2:], dest=setting.name, action="store_const", const="off")
     return parser
 
 
@@ -292,7 +305,10 @@ def _unknown(token: str) -> str:
     if not token.startswith("-"):
         return f"one model only: {token!r} is left over"
     flag = token.partition("=")[0]
-    ours = [setting.flag for setting in SETTINGS] + list(ALIASES) + list(WITHOUT_EFFECT)
+    ours = [setting.flag for setting in SETTINGS]
+    ours += (
+        ["--no-" + setting.flag[2:] for setting in SETTINGS if setting.negated] + list(ALIASES) + list(WITHOUT_EFFECT)
+    )
     nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.7)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help"
     return f"unknown flag {flag}{hint}"

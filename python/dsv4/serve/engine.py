@@ -64,7 +64,13 @@ class Engine(Protocol):
         """Encodes a conversation, off the loop. Raises InvalidRequest."""
 
     async def open(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> RequestStream:
         """Validates and submits. Raises InvalidRequest, QueueFull or EngineClosed; nothing runs then."""
 

@@ -45,8 +45,9 @@ async def opened(
         streams = []
         for number, prompt in enumerate(prompts):
             request_id = exchange.request_id if len(prompts) == 1 else _REAL_ID.format(exchange.request_id, number)
+            priority = body.priority if body.priority is not None else 0
             stream = await exchange.door.engine.open(
-                prompt, params, request_id=request_id, priority=body.priority if body.priority is not None else 0
+                prompt, params, request_id=request_id, priority=priority, cache_salt=body.cache_salt
             )
             streams.append(await stack.enter_async_context(stream))
         yield streams
