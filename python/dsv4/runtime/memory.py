@@ -106,6 +106,7 @@ def limits_of(config: EngineConfig, settings: Settings, model: ModelConfig, max_
         max_queued_tokens=16 * max_model_len if queued_tokens is None else queued_tokens,
         vocab_size=model.vocab_size,
         prefix_cache=config.enable_prefix_caching,
+        checkpoint_tokens=config.prefix_cache_retention_interval,
     )
 
 

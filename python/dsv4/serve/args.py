@@ -130,6 +130,12 @@ SETTINGS: tuple[Setting, ...] = (
         bare=True,
         negated=True,
     ),
+    Setting(
+        "--prefix-cache-retention-interval",
+        "engine",
+        whole_or_zero,
+        "tokens between places inside a prompt where others can start; 0: its end and forks only",
+    ),
     Setting("--seed", "engine", int, "seeds the draws of requests that bring no seed"),
     Setting("--default-thinking", "both", switch, "think when a request does not say (on, off)"),
     Setting(

@@ -42,6 +42,7 @@ impl Limits {
             ("vocab_size", self.vocab_size, 1),
             ("max_steps_in_flight", self.max_steps_in_flight, 1),
             ("aging_steps", self.aging_steps, 1),
+            ("checkpoint_tokens", self.checkpoint_tokens, 0),
         ] {
             let most = if name == "max_steps_in_flight" { 2 } else { MOST };
             if !(least..=most).contains(&value) {

@@ -400,6 +400,14 @@ impl State {
         id
     }
 
+    /// Breaks some block that only the cache keeps.
+    #[cfg(test)]
+    pub(crate) fn overwrite_cached(&mut self) {
+        let is_cached = |slot: &Slot| matches!(slot.state, SlotState::Cached { .. });
+        let place = self.slots.iter().position(is_cached).expect("something is cached");
+        self.enter(BlockId::at(place), SlotState::Quarantined);
+    }
+
     /// As if the block had been given back while its handle lives on.
     #[cfg(test)]
     pub(crate) fn begin_next_life(&mut self, id: BlockId) {

@@ -12,6 +12,10 @@ use crate::{Core, Event, Finish, NewRequest, Outcome};
 const SIZES: PoolSizes = PoolSizes { full_blocks: 16, swa_blocks: 60, state_slots: 4 };
 
 fn core() -> Core {
+    core_with(false)
+}
+
+fn core_with(prefix_cache: bool) -> Core {
     let limits = Limits {
         max_model_len: 2048,
         max_num_requests: 4,
@@ -21,7 +25,7 @@ fn core() -> Core {
         vocab_size: 1000,
         max_steps_in_flight: 1,
         aging_steps: 256,
-        prefix_cache: false,
+        prefix_cache,
         checkpoint_tokens: 0,
     };
     Core::new(flash(), &SIZES, limits).expect("legal")
@@ -176,6 +180,34 @@ fn a_handle_of_an_earlier_life_is_counted_and_changes_nothing() {
     let after = pool.counts();
     assert_eq!((after.violations, after.quarantined), (1, 0));
     assert_eq!((after.free, after.open, after.retired), (before.free, before.open, before.retired));
+}
+
+#[test]
+fn a_broken_block_of_the_cache_costs_a_hit_and_no_request_and_goes_when_nothing_runs() {
+    for group in 0..3 {
+        let mut core = core_with(true);
+        let run = |core: &mut Core| {
+            let id = submit(core, 520); // one checkpoint, at 512
+            while let (Some(_), outcome) = step(core) {
+                assert!(!failed(&outcome, id), "group {group}: {outcome:?}");
+            }
+            stat(core, "prefix_hit_tokens")
+        };
+        run(&mut core);
+        assert_eq!(run(&mut core), 512, "group {group}");
+        submit(&mut core, 10); // so that something runs meanwhile
+        step(&mut core);
+        let pools = &core.scheduler().pools;
+        [&pools.full, &pools.swa, &pools.state][group].state().overwrite_cached();
+        assert_eq!(run(&mut core), 512, "group {group}: no hit on what is broken");
+        assert!(stat(&core, "num_violations") >= 1);
+        run(&mut core);
+        assert_eq!(run(&mut core), 1024, "group {group}: cached again");
+        core.audit().expect("balanced again");
+        for name in ["full", "swa", "state"] {
+            assert_eq!(stat(&core, &format!("{name}_quarantined")), 0);
+        }
+    }
 }
 
 #[test]

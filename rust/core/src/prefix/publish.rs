@@ -74,7 +74,9 @@ impl Prefix {
         if let Some(node) = self.trie.find(&wanted) {
             let block = &self.trie.node(node).block;
             if !full.is_at(index, block.id()) {
-                full.replace_at(index, block.lend()?);
+                // A broken block of the cache is no reason to fail whoever has its own.
+                let Ok(block) = block.lend() else { return Ok(None) };
+                full.replace_at(index, block);
             }
             return Ok(Some(node));
         }

@@ -1,7 +1,7 @@
 //! Pools, handles and tables against models so simple that they are right.
 
 use dsv4_core::admit::{Pools, Wait};
-use dsv4_core::block::{Block, Open, Sealed};
+use dsv4_core::block::{Block, Cached, Open, Sealed, Shared};
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::geometry::Geometry;
 use dsv4_core::ids::{Group, RequestId, StepId};
@@ -18,6 +18,10 @@ enum Place {
     Free,
     Open,
     Sealed,
+    /// By how many handles: of readers, of the cache.
+    Shared(usize, usize),
+    /// Since that step was the newest.
+    Cached(usize, u64),
     Retired(u64),
 }
 
@@ -26,6 +30,8 @@ struct Handles {
     pool: Pool,
     open: Vec<Block<Open>>,
     sealed: Vec<Block<Sealed>>,
+    shared: Vec<Block<Shared>>,
+    cached: Vec<Block<Cached>>,
     places: Vec<Place>,
     /// The life that each block was last handed out in.
     lives: Vec<Option<u32>>,
@@ -39,7 +45,8 @@ impl Handles {
         pool.panic_on_violation();
         let places = vec![Place::Free; capacity];
         let lives = vec![None; capacity];
-        Self { pool, open: vec![], sealed: vec![], places, lives, step: 0, done: 0 }
+        let (open, sealed, shared, cached) = (vec![], vec![], vec![], vec![]);
+        Self { pool, open, sealed, shared, cached, places, lives, step: 0, done: 0 }
     }
 
     fn place(&mut self, id: u32) -> &mut Place {
@@ -65,6 +72,55 @@ impl Handles {
         self.sealed.push(block);
     }
 
+    fn share(&mut self, index: usize) {
+        let block = self.sealed.swap_remove(index).share().expect("it is sealed");
+        *self.place(block.id().get()) = Place::Shared(1, 0);
+        self.shared.push(block);
+    }
+
+    fn keep(&mut self, index: usize) {
+        let block = self.shared[index].keep().expect("it is shared");
+        let place = self.place(block.id().get());
+        let Place::Shared(readers, keepers) = *place else { panic!("kept and not shared") };
+        *place = Place::Shared(readers, keepers + 1);
+        self.cached.push(block);
+    }
+
+    fn lend(&mut self, index: usize) {
+        let block = self.cached[index].lend().expect("it is kept");
+        let place = self.place(block.id().get());
+        *place = match *place {
+            Place::Shared(readers, keepers) => Place::Shared(readers + 1, keepers),
+            Place::Cached(keepers, _) => Place::Shared(1, keepers),
+            _ => panic!("lent and not kept"),
+        };
+        self.shared.push(block);
+    }
+
+    fn drop_reader(&mut self, index: usize) {
+        let id = self.shared.swap_remove(index).id().get();
+        let step = self.step;
+        let place = self.place(id);
+        *place = match *place {
+            Place::Shared(1, 0) => Place::Retired(step),
+            Place::Shared(1, keepers) => Place::Cached(keepers, step),
+            Place::Shared(readers, keepers) => Place::Shared(readers - 1, keepers),
+            _ => panic!("read and not shared"),
+        };
+    }
+
+    /// Evicts: what nobody reads retires as of when it was read last.
+    fn drop_keeper(&mut self, index: usize) {
+        let id = self.cached.swap_remove(index).id().get();
+        let place = self.place(id);
+        *place = match *place {
+            Place::Shared(readers, keepers) => Place::Shared(readers, keepers - 1),
+            Place::Cached(1, since) => Place::Retired(since),
+            Place::Cached(keepers, since) => Place::Cached(keepers - 1, since),
+            _ => panic!("kept and not cached"),
+        };
+    }
+
     fn give_up(&mut self, id: u32) {
         *self.place(id) = Place::Retired(self.step);
     }
@@ -87,7 +143,7 @@ impl Handles {
     }
 
     fn operate(&mut self, rng: &mut Rng) {
-        match rng.below(12) {
+        match rng.below(19) {
             0..=3 => self.take(),
             4 | 5 if !self.open.is_empty() => self.seal(rng.below(self.open.len())),
             6 if !self.open.is_empty() => {
@@ -99,6 +155,11 @@ impl Handles {
                 self.give_up(block.id().get());
             }
             9 => self.begin(),
+            10 | 11 if !self.sealed.is_empty() => self.share(rng.below(self.sealed.len())),
+            12 if !self.shared.is_empty() => self.keep(rng.below(self.shared.len())),
+            13 if !self.cached.is_empty() => self.lend(rng.below(self.cached.len())),
+            14 | 15 if !self.shared.is_empty() => self.drop_reader(rng.below(self.shared.len())),
+            16 if !self.cached.is_empty() => self.drop_keeper(rng.below(self.cached.len())),
             _ => self.finish_one(),
         }
     }
@@ -110,6 +171,8 @@ impl Handles {
             free: count(|p| *p == Place::Free),
             open: count(|p| *p == Place::Open),
             sealed: count(|p| *p == Place::Sealed),
+            shared: count(|p| matches!(p, Place::Shared(..))),
+            cached: count(|p| matches!(p, Place::Cached(..))),
             retired: count(|p| matches!(p, Place::Retired(_))),
             ..Counts::default()
         };
@@ -119,6 +182,8 @@ impl Handles {
     fn drain(mut self) {
         self.open.clear();
         self.sealed.clear();
+        self.cached.clear();
+        self.shared.clear();
         self.pool.reclaim(StepId(self.step));
         self.pool.audit().expect("balanced");
         assert_eq!(self.pool.counts().free, self.places.len(), "a block did not come back");
