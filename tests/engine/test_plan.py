@@ -147,7 +147,7 @@ def test_capacity_counts_the_requests_whose_blocks_there_are(tmp_path: Path) -> 
     assert [row.context for row in found.capacity] == [1024, 4096, 8192, 65_536, 262_144, 1_048_576]
     for row in found.capacity:
         blocks = row.context // 256
-        assert row.max_concurrent == min(state.blocks, full.blocks // blocks)
+        assert row.max_concurrent == min(300, state.blocks, full.blocks // blocks)
         assert row.request_bytes == blocks * full.block_bytes + found.per_request_fixed_bytes
     assert [row.max_concurrent for row in found.capacity] == sorted(
         (row.max_concurrent for row in found.capacity), reverse=True

@@ -59,7 +59,7 @@ def start(config: EngineConfig) -> Parts:
             max_model_len=limits.max_model_len,
             max_request_tokens=plan.max_request_tokens,
             vocab_size=model.vocab_size,
-            max_running=plan.sizes.state_slots,
+            max_running=min(plan.sizes.state_slots, limits.max_num_requests),
             max_queued=limits.max_queued_requests,
             max_output_items=config.max_output_queue_items,
         ),

@@ -51,7 +51,7 @@ def judge(model: ModelConfig, sizing: Sizing) -> Judged:
     """Of pools that hold what was asked for."""
     limits, plan = sizing.limits, sizing.plan
     limiting: Term = "max_num_seqs"
-    if plan.capacity(limits.max_model_len) < plan.sizes.state_slots:
+    if plan.capacity(limits.max_model_len) < min(plan.sizes.state_slots, limits.max_num_requests):
         limiting = "full"
     elif plan.sizes.state_slots < limits.max_num_requests:
         limiting = "kv_cache_memory_bytes"
@@ -84,7 +84,8 @@ def judge_refused(
 def _improvements(model: ModelConfig, sizing: Sizing) -> Iterator[str]:
     """What is less than the limits or the checkpoint allow, and the bytes that would change it."""
     geometry, limits, plan = sizing.geometry, sizing.limits, sizing.plan
-    length, running, most = limits.max_model_len, plan.sizes.state_slots, limits.max_num_requests
+    length, most = limits.max_model_len, limits.max_num_requests
+    running = min(plan.sizes.state_slots, most)
     if _was_capped(sizing):
         wanted = model.max_position_embeddings
         needed = fewest_bytes(geometry, with_length(limits, wanted), lambda found: found.max_request_tokens >= wanted)

@@ -124,8 +124,12 @@ pub fn plan_memory(
         let window = geometry.checkpoint_swa_blocks();
         let each = window * bytes.swa_block + bytes.state_slot;
         let spare = sizes.full_blocks.saturating_sub(least) * bytes.full_block;
-        let most = (sizes.full_blocks - least).min(MAX_BLOCKS / 4);
-        let count = (spare / CHECKPOINT_SHARE).checked_div(each).unwrap_or(0).min(most);
+        // Where every running request could be as long as may be, that stays so.
+        let beyond = sizes.full_blocks.checked_sub(sizes.state_slots * longest);
+        let most = beyond.map_or(usize::MAX, |blocks| blocks * bytes.full_block);
+        let numbered = MAX_BLOCKS.saturating_sub(sizes.swa_blocks) / window.max(1);
+        let allotted = (spare / CHECKPOINT_SHARE).min(most);
+        let count = allotted.checked_div(each).unwrap_or(0).min(numbered);
         if !limits.prefix_cache || count == 0 {
             return sizes;
         }
