@@ -10,7 +10,7 @@ from benches.replay.sweep import Row, best_of
 
 HEAD = """# Replay: what a prefix cache finds in an hour of production chat
 
-The comparison against which the core's prefix cache is judged; `benches/replay` is independent of the core. Written by
+The core's prefix cache beside the published rules of other engines and two bounds. Written by
 `{command}` in {minutes:.1f} minutes
 on {machine}.
 
@@ -31,7 +31,8 @@ return, and a clairvoyant rule stores nothing of those.
 MIDDLE = """
 SGLang, vLLM: as published; see `sglang.py` and `vllm.py` for the variants' pull requests. "dsv4 on paper" is
 `checkpoints.py`: two LRUs, checkpoints at prompt ends and forks. "+ spare" adds a second list that is evicted first:
-checkpoints that their own conversation has gone past, and one every 4,096 tokens. Neither is a measurement of the core.
+checkpoints that their own conversation has gone past, and one every 4,096 tokens. "dsv4 core" is the real core, fed the
+tokens through its binding (`core.py`); its checkpoints hold a whole state slot and so cost 5.1 MB instead of 3.7.
 
 ## Every share
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benches.replay.bound import choices, full_bound, window_bound
 from benches.replay.checkpoints import CheckpointRule
+from benches.replay.core import CoreRule
 from benches.replay.geometry import GB, full_block_bytes, sglang_swa_bytes, window_bytes
 from benches.replay.rule import PoolTooSmall, Rule, replay
 from benches.replay.sglang import Keep, SglangRule
@@ -15,6 +16,7 @@ from benches.replay.vllm import Retention, VllmRule
 
 SIZES_GB = (5, 10, 20, 50, 100, 200)
 SHARES = (0.005, 0.015, 0.05, 0.1, 0.2, 0.3)
+CORE_SHARES = (0.05, 0.1, 0.2)
 SPARE_TOKENS = 4096
 
 Build = Callable[[int], Rule]
@@ -57,6 +59,7 @@ def contenders() -> list[Contender]:
             found.append(Contender(f"SGLang {keep}", label, _sglang(keep, ratio)))
     for family, spare_every in (("dsv4 on paper", None), ("dsv4 on paper + spare", SPARE_TOKENS)):
         found += [Contender(family, f"{100 * share:g} % of bytes", _paper(share, spare_every)) for share in SHARES]
+    found += [Contender("dsv4 core", f"{100 * share:g} % of bytes", _core(share)) for share in CORE_SHARES]
     return found
 
 
@@ -70,6 +73,10 @@ def _sglang(keep: Keep, ratio: float) -> Build:
 
 def _paper(share: float, spare_every: int | None) -> Build:
     return lambda pool_bytes: CheckpointRule.of_bytes(pool_bytes, share, spare_every)
+
+
+def _core(share: float) -> Build:
+    return lambda pool_bytes: CoreRule.of_bytes(pool_bytes, share)
 
 
 def bounds(requests: Sequence[Request], sizes_gb: Sequence[int], steps: int = 2000) -> list[Row]:
