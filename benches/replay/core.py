@@ -20,6 +20,7 @@ from dsv4.errors import ConfigError, InvalidRequest
 
 CHUNK = 2048
 MAX_MODEL_LEN = 131_072
+CHECKPOINT_TOKENS = 8192  # the default of EngineConfig.prefix_cache_retention_interval
 ALIGN_BYTES = 64
 
 
@@ -50,6 +51,7 @@ def limits() -> Limits:
         max_queued_tokens=MAX_MODEL_LEN,
         vocab_size=WORD,
         prefix_cache=True,
+        checkpoint_tokens=CHECKPOINT_TOKENS,
     )
 
 

@@ -16,7 +16,7 @@ from benches.replay.vllm import Retention, VllmRule
 
 SIZES_GB = (5, 10, 20, 50, 100, 200)
 SHARES = (0.005, 0.015, 0.05, 0.1, 0.2, 0.3)
-CORE_SHARES = (0.05, 0.1, 0.2)
+CORE_SHARES = (0.1, 0.15, 0.2)
 SPARE_TOKENS = 4096
 
 Build = Callable[[int], Rule]

@@ -41,7 +41,7 @@ class EngineConfig:
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
     enable_prefix_caching: bool = True
-    prefix_cache_retention_interval: int = 0
+    prefix_cache_retention_interval: int = 8192
     default_thinking: bool = True
     default_reasoning_effort: Literal["auto", "low", "high", "max"] = "auto"
     allow_special_in_content: bool = False

@@ -13,6 +13,7 @@ use crate::block::{Block, Cached, Open, Shared};
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
+use crate::prefix::trie::NodeId;
 use crate::table::{BlockTable, Slid};
 
 /// What the cache keeps at a boundary.
@@ -22,8 +23,25 @@ pub(crate) struct Checkpoint {
     pub(crate) window: Vec<Block<Cached>>,
     pub(crate) slot: Block<Cached>,
     pub(crate) used_at: u64,
+    pub(crate) standing: Standing,
     /// Made on the way by a request that decodes, to be replaced by its next one.
     pub(crate) rolling_for: Option<RequestId>,
+}
+
+/// Which checkpoints go first when room is needed: all spare ones before the first that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// Passed by its own conversation, or one of those made every so many tokens.
+    Spare,
+    /// Where a prompt ended, where a generation is, where prefixes part, or where a hit was.
+    Kept,
+}
+
+impl Checkpoint {
+    /// Its place in the order of eviction.
+    pub(crate) fn rank(&self, node: NodeId) -> (Standing, u64, NodeId) {
+        (self.standing, self.used_at, node)
+    }
 }
 
 /// A checkpoint on its way.
@@ -32,13 +50,19 @@ pub(crate) struct Save {
     pub(crate) boundary: usize,
     pub(crate) slot: Block<Open>,
     pub(crate) is_rolling: bool,
+    standing: Standing,
     /// Window blocks that its request slid past meanwhile, with their indices.
     slid: Vec<(usize, Slid)>,
 }
 
 impl Save {
-    pub(crate) fn new(boundary: usize, slot: Block<Open>, is_rolling: bool) -> Self {
-        Self { boundary, slot, is_rolling, slid: vec![] }
+    pub(crate) fn new(
+        boundary: usize,
+        slot: Block<Open>,
+        is_rolling: bool,
+        standing: Standing,
+    ) -> Self {
+        Self { boundary, slot, is_rolling, standing, slid: vec![] }
     }
 
     /// Indices of the window blocks.
@@ -78,7 +102,8 @@ impl Save {
         }
         let slot = share(Slid::Open(self.slot))?.keep()?;
         let rolling_for = self.is_rolling.then_some(owner);
-        Ok(Some(Checkpoint { window, slot, used_at: 0, rolling_for }))
+        let standing = self.standing;
+        Ok(Some(Checkpoint { window, slot, used_at: 0, standing, rolling_for }))
     }
 
     /// Caught blocks that are the request's own, and those that are shared.
@@ -113,6 +138,13 @@ pub(crate) struct Stops {
 }
 
 impl Stops {
+    /// How a checkpoint at this position stands: those made every so many tokens are spare.
+    pub(crate) fn standing(&self, position: usize) -> Standing {
+        let is_regular = self.every > 0 && position % self.every == 0;
+        let is_meant = position == self.fork || position == self.last;
+        if is_regular && !is_meant { Standing::Spare } else { Standing::Kept }
+    }
+
     pub(crate) fn has(&self, position: usize) -> bool {
         let is_regular = self.every > 0 && position % self.every == 0;
         position > 0 && (position == self.fork || position == self.last || is_regular)

@@ -1,7 +1,7 @@
 //! What a request leaves in the cache: its full blocks in order, and checkpoints on top of them.
 
 use super::Prefix;
-use super::checkpoint::{Save, Stops};
+use super::checkpoint::{Save, Standing, Stops};
 use super::find::Sharing;
 use super::hash::Key;
 use super::trie::NodeId;
@@ -104,7 +104,11 @@ impl Prefix {
         if self.trie.checkpoint(node).is_some() {
             self.trie.touch_checkpoint(node);
         } else if let Some(checkpoint) = save.complete(geometry, &mut computed.tables.swa, id)? {
+            let is_kept = checkpoint.standing == Standing::Kept;
             self.trie.add_checkpoint(node, checkpoint);
+            if is_kept {
+                self.trie.pass_checkpoint_above(node);
+            }
         }
         if !is_rolling {
             return Ok(());

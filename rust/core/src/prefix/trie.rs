@@ -9,11 +9,12 @@
 //! 2. `users` of a node are requests whose last cached block it is. Whoever uses a node reads all
 //!    blocks above it, so a node without users below it is read by nobody.
 //! 3. `leaves` are the nodes with neither children nor users, least recently used first.
-//! 4. `windows` are the nodes with a checkpoint, in an order of their own.
+//! 4. `windows` are the nodes with a checkpoint, in an order of their own: spare ones before all
+//!    others, and among equals the least recently used first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Standing};
 use super::hash::Key;
 use crate::block::{Block, Cached};
 
@@ -56,7 +57,7 @@ pub(crate) struct Trie {
     vacant: Vec<NodeId>,
     by_key: BTreeMap<Key, NodeId>,
     leaves: BTreeSet<(u64, NodeId)>,
-    windows: BTreeSet<(u64, NodeId)>,
+    windows: BTreeSet<(Standing, u64, NodeId)>,
     /// Counts uses.
     now: u64,
 }
@@ -175,7 +176,7 @@ impl Trie {
 
     /// The least recently used checkpoint, but not that of `protected`.
     pub(crate) fn oldest_window(&self, protected: Option<NodeId>) -> Option<NodeId> {
-        self.windows.iter().map(|&(_, id)| id).find(|&id| Some(id) != protected)
+        self.windows.iter().map(|&(_, _, id)| id).find(|&id| Some(id) != protected)
     }
 
     /// Drops a leaf and its checkpoint; its parent counts as used when it was.
@@ -198,24 +199,47 @@ impl Trie {
     pub(crate) fn add_checkpoint(&mut self, id: NodeId, mut checkpoint: Checkpoint) {
         self.remove_checkpoint(id);
         checkpoint.used_at = self.tick();
-        self.windows.insert((checkpoint.used_at, id));
+        self.windows.insert(checkpoint.rank(id));
         self.node_mut(id).checkpoint = Some(checkpoint);
     }
 
     pub(crate) fn remove_checkpoint(&mut self, id: NodeId) {
         if let Some(checkpoint) = self.node_mut(id).checkpoint.take() {
-            self.windows.remove(&(checkpoint.used_at, id));
+            self.windows.remove(&checkpoint.rank(id));
         }
+    }
+
+    /// The nearest checkpoint above a node has been passed by what goes on from there. Unless
+    /// others went on from it too, it is spare from now on: whoever comes back, comes back deeper.
+    pub(crate) fn pass_checkpoint_above(&mut self, id: NodeId) {
+        let mut above = self.parent(id);
+        while let Some(id) = above.filter(|&id| self.checkpoint(id).is_none()) {
+            above = self.parent(id);
+        }
+        let Some(id) = above else { return };
+        let node = self.node_mut(id);
+        if node.num_children > 1 {
+            return;
+        }
+        let Some(checkpoint) = &mut node.checkpoint else { return };
+        let before = checkpoint.rank(id);
+        checkpoint.standing = Standing::Spare;
+        let now = checkpoint.rank(id);
+        self.windows.remove(&before);
+        self.windows.insert(now);
     }
 
     /// A checkpoint was used, or would have been made again: it is nobody's own from now on.
     pub(crate) fn touch_checkpoint(&mut self, id: NodeId) {
         let now = self.tick();
         let Some(checkpoint) = &mut self.node_mut(id).checkpoint else { return };
-        let before = std::mem::replace(&mut checkpoint.used_at, now);
+        let before = checkpoint.rank(id);
+        checkpoint.used_at = now;
+        checkpoint.standing = Standing::Kept;
         checkpoint.rolling_for = None;
-        self.windows.remove(&(before, id));
-        self.windows.insert((now, id));
+        let after = checkpoint.rank(id);
+        self.windows.remove(&before);
+        self.windows.insert(after);
     }
 
     /// Counts of holds on window blocks and on slots; an error if lists and nodes disagree.
@@ -230,7 +254,7 @@ impl Trie {
             if let Some(checkpoint) = &node.checkpoint {
                 num_window_holds += checkpoint.window.len();
                 num_slots += 1;
-                if !self.windows.contains(&(checkpoint.used_at, id)) {
+                if !self.windows.contains(&checkpoint.rank(id)) {
                     return Err(format!("the checkpoint of node {id} is not listed"));
                 }
             }

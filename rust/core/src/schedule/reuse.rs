@@ -108,7 +108,8 @@ impl Scheduler {
         let Some(target) = self.take_slot(row.id) else { return };
         arrays.saves.push(slot, target.id());
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            active.reuse.saves.push(Save::new(end, target, !is_stop));
+            let standing = active.reuse.stops.standing(end);
+            active.reuse.saves.push(Save::new(end, target, !is_stop, standing));
         }
     }
 

@@ -241,6 +241,44 @@ fn a_window_checkpoint_goes_without_the_compressed_blocks_below_it() {
 }
 
 #[test]
+fn a_checkpoint_that_its_conversation_has_passed_goes_before_older_ones() {
+    // Slots for one request and three checkpoints.
+    let mut driver = Driver::new(real_geometry(), sizes(64, 40, 4), caching());
+    cached(&mut driver, &unlike(1, 600));
+    cached(&mut driver, &unlike(2, 600));
+    assert_eq!(cached(&mut driver, &unlike(2, 1200)), 512, "the second conversation goes on");
+    cached(&mut driver, &unlike(3, 600));
+    assert_eq!(driver.stat("num_evicted_windows"), 1);
+    assert_eq!(cached(&mut driver, &unlike(1, 600)), 512);
+    assert_eq!(cached(&mut driver, &unlike(2, 1200)), 1024);
+}
+
+#[test]
+fn a_checkpoint_where_prefixes_part_is_kept_although_both_passed_it() {
+    let mut driver = Driver::new(real_geometry(), sizes(64, 40, 5), caching());
+    let branch = |token: i32, len: usize| [unlike(1, 512), unlike(token, len)].concat();
+    cached(&mut driver, &unlike(1, 600));
+    assert_eq!(cached(&mut driver, &branch(5, 700)), 512);
+    assert_eq!(cached(&mut driver, &branch(6, 700)), 512);
+    cached(&mut driver, &unlike(8, 600));
+    cached(&mut driver, &unlike(9, 600));
+    assert_eq!(driver.stat("num_evicted_windows"), 1);
+    assert_eq!(cached(&mut driver, &branch(7, 300)), 512);
+}
+
+#[test]
+fn checkpoints_made_every_so_many_tokens_go_before_older_ones() {
+    let limits = Limits { checkpoint_tokens: 512, ..caching() };
+    let mut driver = Driver::new(real_geometry(), sizes(64, 40, 4), limits);
+    cached(&mut driver, &unlike(5, 600));
+    cached(&mut driver, &unlike(1, 900));
+    assert_eq!(driver.stat("num_window_checkpoints"), 3);
+    cached(&mut driver, &unlike(2, 600));
+    assert_eq!(cached(&mut driver, &unlike(5, 600)), 512);
+    assert_eq!(cached(&mut driver, &unlike(1, 900)), 768);
+}
+
+#[test]
 fn the_smallest_pools_serve_repeated_prompts_with_nothing_but_evictions() {
     for slots in [1, 2] {
         let mut driver = Driver::new(real_geometry(), sizes(4, 3, slots), caching());
