@@ -21,6 +21,7 @@ from dsv4.types import (
     Delta,
     DrainReport,
     EngineInfo,
+    FinishReason,
     Health,
     Prompt,
     RenderedChat,
@@ -107,7 +108,7 @@ class NullStream:
         if not await self._words.take():
             return []
         self._num_taken += 1
-        finish = "length" if self._words.over else None
+        finish: FinishReason | None = "length" if self._words.over else None
         return [Delta(0, WORD, token_ids=(TOKEN,), finish_reason=finish, num_generated_tokens=self._num_taken)]
 
 
@@ -149,7 +150,13 @@ class NullEngine:
         return RenderedChat(token_ids=(0,) * 8)
 
     async def open(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> NullStream:
         return NullStream(self._steps, params.max_tokens or 1)
 
