@@ -8,6 +8,7 @@ import pytest
 from tests.engine.gates import EOS, SPELL, TOKENIZER, assert_free, letters, parts, spelling, text_of, whole
 
 from dsv4.engine.engine import LLM, AsyncEngine
+from dsv4.engine.null import null_parts
 from dsv4.errors import InvalidRequest
 from dsv4.types import Delta, RenderedChat, SamplingParams
 
@@ -153,3 +154,11 @@ def test_each_prompt_may_have_its_own_parameters() -> None:
         with pytest.raises(ValueError, match="1 params for 2 prompts"):
             llm.generate(["x", "y"], [GREEDY])
     assert [each.text for each in found] == ["a", "ab"]
+
+
+def test_as_many_stop_ids_as_the_validator_allows_go_along_with_the_end_of_sequence() -> None:
+    with LLM.over(null_parts(lambda _draw, _position: 97)) as llm:
+        most = SamplingParams(max_tokens=2, stop_token_ids=tuple(range(300, 300 + 1024)))
+        assert llm.generate("ab", most)[0].finish_reason == "length"
+        with pytest.raises(InvalidRequest, match="1025 entries; at most 1024"):
+            llm.generate("ab", SamplingParams(max_tokens=2, stop_token_ids=tuple(range(300, 300 + 1025))))

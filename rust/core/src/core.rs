@@ -97,7 +97,7 @@ impl Core {
         let max_tokens =
             validate::check_lengths(num_prompt_tokens, Some(new.max_tokens), new.min_tokens, has)?;
         validate::check_prompt(&new.prompt, has.vocab_size)?;
-        validate::check_stop_tokens(new.stop_token_ids, has.vocab_size)?;
+        validate::check_stop_tokens(new.stop_token_ids, validate::MAX_ENDINGS, has.vocab_size)?;
         let range = i128::from(i32::MIN)..=i128::from(i32::MAX);
         validate::check_whole("priority", new.priority, range, |_| "lower is earlier".into())?;
         validate::check_count("cache_salt", new.cache_salt.len(), MAX_SALT_BYTES)?;

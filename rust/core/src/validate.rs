@@ -20,6 +20,8 @@ pub const MAX_STOP_STRINGS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Most entries of `logit_bias`, `allowed_token_ids` and `stop_token_ids`, each.
 pub const MAX_TOKEN_ENTRIES: usize = 1024;
+/// Most ids that end a request inside the core: its own, and the end of sequence.
+pub const MAX_ENDINGS: usize = MAX_TOKEN_ENTRIES + 1;
 /// Largest magnitude of one `logit_bias` entry.
 pub const MAX_LOGIT_BIAS: f64 = 100.0;
 /// Largest `temperature`.
@@ -141,7 +143,7 @@ impl Sampling<'_> {
                 ));
             }
         }
-        check_stop_tokens(self.stop_token_ids, has.vocab_size)?;
+        check_stop_tokens(self.stop_token_ids, MAX_TOKEN_ENTRIES, has.vocab_size)?;
         if let Some(ids) = self.allowed_token_ids {
             check_count("allowed_token_ids", ids.len(), MAX_TOKEN_ENTRIES)?;
             if ids.is_empty() {
@@ -181,8 +183,8 @@ pub fn check_lengths(
 }
 
 /// The ids that end a request: few, and of the vocabulary.
-pub fn check_stop_tokens(ids: &[i128], vocab_size: usize) -> Result<(), Invalid> {
-    check_count("stop_token_ids", ids.len(), MAX_TOKEN_ENTRIES)?;
+pub fn check_stop_tokens(ids: &[i128], limit: usize, vocab_size: usize) -> Result<(), Invalid> {
+    check_count("stop_token_ids", ids.len(), limit)?;
     ids.iter().try_for_each(|&id| check_token("stop_token_ids", id, vocab_size))
 }
 

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
-use dsv4_core::validate::{Capacity, MAX_TOKEN_ENTRIES};
+use dsv4_core::validate::{Capacity, MAX_ENDINGS};
 use dsv4_core::{self, NewRequest};
 
 use crate::error::{lost, raised};
@@ -89,9 +89,7 @@ impl Core {
     ) -> PyResult<u64> {
         let prompt = prompt_ids(prompt, &self.capacity)?;
         let stop_token_ids = stop_token_ids.map(|list| {
-            entries(list, "stop_token_ids", MAX_TOKEN_ENTRIES, |id| {
-                id.extract().map(|Whole(id)| id)
-            })
+            entries(list, "stop_token_ids", MAX_ENDINGS, |id| id.extract().map(|Whole(id)| id))
         });
         let stop_token_ids = stop_token_ids.transpose()?.unwrap_or_default();
         let or_zero = |number: Option<Whole>| number.map_or(0, |Whole(number)| number);
