@@ -1,0 +1,45 @@
+//! The simulator itself under test: every planted bug must be caught, and none is seen without.
+
+use crate::model::mix;
+use crate::plant::{Bug, Plant};
+use crate::rng::Rng;
+use crate::setup::Setup;
+use crate::trace;
+use crate::world::World;
+
+/// Seeds that a bug may hide from.
+const MOST_SEEDS: u64 = 60;
+
+/// True if a run under `bug` was stopped by an oracle; None if the bug never struck.
+fn is_caught(bug: Bug, seed: u64) -> Option<bool> {
+    let setup = Setup::random(&mut Rng::new(mix(seed, 0))).only_clients();
+    let world = World::new(setup, seed, Plant::of(bug, mix(seed, 2)));
+    let tally = trace::caught(true, || world.run());
+    match tally {
+        None => Some(true),
+        Some(tally) => (tally.num_struck > 0).then_some(false),
+    }
+}
+
+/// How many seeds each bug took, of those in which it struck.
+pub fn run() -> bool {
+    let mut all_caught = true;
+    for bug in Bug::ALL {
+        let mut num_struck = 0;
+        let found = (0..MOST_SEEDS).find(|&seed| {
+            let caught = is_caught(bug, seed);
+            num_struck += usize::from(caught.is_some());
+            caught == Some(true)
+        });
+        match found {
+            Some(_) => {
+                let said = trace::SAID.take();
+                let said = said.lines().next().unwrap_or("");
+                println!("  {bug:?}: caught in seed {num_struck} of those it struck in: {said}");
+            }
+            None => println!("  {bug:?}: NOT CAUGHT, though it struck in {num_struck} seeds"),
+        }
+        all_caught &= found.is_some();
+    }
+    all_caught
+}
