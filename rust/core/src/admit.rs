@@ -25,7 +25,7 @@ use crate::table::{BlockTable, Tables};
 /// comes after grows from the free pool.
 pub const RESERVED_OUTPUT_BLOCKS: usize = 2;
 
-/// The three pools of one core.
+/// The pools of one core.
 #[derive(Debug)]
 pub struct Pools {
     /// Compressed rows.
@@ -34,6 +34,8 @@ pub struct Pools {
     pub swa: Pool,
     /// Compressor state.
     pub state: Pool,
+    /// Rows of what is sent along with a prompt.
+    pub aux: Pool,
     geometry: Geometry,
     transient_swa: usize,
 }
@@ -64,17 +66,18 @@ impl Pools {
             full: Pool::new(Group::Full, sizes.full_blocks),
             swa: Pool::new(Group::Swa, sizes.swa_blocks),
             state: Pool::new(Group::State, sizes.state_slots),
+            aux: Pool::new(Group::Aux, sizes.aux_rows(limits)),
             geometry: geometry.clone(),
             transient_swa: sizes.transient_swa_blocks(geometry, limits),
         })
     }
 
-    /// All three, by name.
-    pub fn each(&self) -> [(Group, &Pool); 3] {
-        [(Group::Full, &self.full), (Group::Swa, &self.swa), (Group::State, &self.state)]
+    /// All of them, by name.
+    pub fn each(&self) -> [(Group, &Pool); 4] {
+        [Group::Full, Group::Swa, Group::State, Group::Aux].map(|group| (group, self.of(group)))
     }
 
-    /// Does the same to all three.
+    /// Does the same to all of them.
     pub fn for_each(&self, act: impl FnMut(&Pool)) {
         self.each().into_iter().map(|(_, pool)| pool).for_each(act);
     }
@@ -95,6 +98,7 @@ impl Pools {
             Group::Full => &self.full,
             Group::Swa => &self.swa,
             Group::State => &self.state,
+            Group::Aux => &self.aux,
         }
     }
 
@@ -183,6 +187,7 @@ impl Need {
             Group::Full => self.full.0.saturating_sub(self.full.1),
             Group::Swa => self.swa.0.saturating_sub(self.swa.1),
             Group::State => 1,
+            Group::Aux => 0,
         }
     }
 }

@@ -148,7 +148,7 @@ impl Scheduler {
     fn choose_once(&mut self) {
         debug_assert!(self.chosen.is_empty());
         if self.running.is_empty() && self.flights.is_empty() {
-            if self.pools.each().iter().any(|(_, pool)| pool.counts().quarantined > 0) {
+            if self.pools.each().iter().any(|(_, pool)| pool.counts().doubted > 0) {
                 self.prefix.clear(); // so that no handle is left that could be in doubt
                 self.pools.for_each(Pool::repair);
             }

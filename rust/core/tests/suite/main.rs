@@ -1,6 +1,6 @@
 //! Tests of the core from outside: what any caller may rely on.
 //!
-//! - `conservation`: pools, handles and tables against a naive model, millions of operations
+//! - `handles`, `conservation`: pools, handles and tables against naive models, millions of operations
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
 //! - `lifecycles`, `window`, `prefix`, `flight`, `refusals`: one behaviour each, by name
@@ -12,6 +12,7 @@
 mod conservation;
 mod driver;
 mod flight;
+mod handles;
 mod lifecycles;
 mod model;
 mod prefix;
