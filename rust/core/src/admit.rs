@@ -115,6 +115,14 @@ impl Pools {
         Need { full: (geometry.full_blocks(tokens + reserved), hit), swa: (swa, lent), first }
     }
 
+    /// The same for a request whose prompt comes from elsewhere, but for `hit` full blocks: the window
+    /// begins with the tail of the prompt.
+    pub(crate) fn need_landing(&self, tokens: usize, output: usize, hit: usize) -> Need {
+        let need = self.need(tokens, output, 0);
+        let first = self.geometry.tail_start(tokens) / self.geometry.swa_block_tokens;
+        Need { full: (need.full.0, hit), swa: (need.swa.0, 0), first }
+    }
+
     /// Blocks of each group to evict before a request can start, given how many could be.
     ///
     /// Changes nothing. Err if even all of them would not do, or if the window of another request
@@ -181,6 +189,11 @@ pub(crate) struct Need {
 }
 
 impl Need {
+    /// Full blocks promised in all.
+    pub(crate) fn num_full(&self) -> usize {
+        self.full.0
+    }
+
     /// Blocks that have to be free.
     fn of(&self, group: Group) -> usize {
         match group {

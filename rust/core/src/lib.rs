@@ -52,5 +52,8 @@ pub mod core;
 #[cfg(test)]
 mod violations;
 
-pub use crate::core::{Core, Event, NewRequest, Outcome, Plan};
+pub use crate::core::{
+    Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset, Side,
+    Sources, Transfer,
+};
 pub use crate::request::Finish;

@@ -52,6 +52,8 @@ pub enum Finish {
     NonFinite = 4,
     /// A broken invariant.
     Violation = 5,
+    /// Its prompt did not come from the other side, or did not get there.
+    Transfer = 6,
 }
 
 /// What was asked, and what was generated so far.
@@ -79,7 +81,7 @@ impl Request {
     }
 
     /// Adds a generated token; says whether the request ends with it.
-    fn generate(&mut self, token: i32) -> Option<Finish> {
+    pub(crate) fn generate(&mut self, token: i32) -> Option<Finish> {
         let may_stop = self.num_generated() >= self.min_tokens;
         self.tokens.push(token);
         if may_stop && self.stop_token_ids.contains(&token) {

@@ -134,6 +134,11 @@ impl BlockTable {
         self.row[position / self.block_tokens - self.first]
     }
 
+    /// Blocks promised at admission.
+    pub(crate) fn entitled(&self) -> usize {
+        self.entitled
+    }
+
     /// Promised and not held.
     fn remainder(&self) -> usize {
         self.entitled.saturating_sub(self.row.len())

@@ -42,6 +42,7 @@ fn submit(core: &mut Core, prompt: usize) -> RequestId {
         priority: 0,
         cache_salt: "",
         no_cache: false,
+        transfer: None,
     };
     core.submit(new).expect("accepted")
 }

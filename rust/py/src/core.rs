@@ -101,6 +101,7 @@ impl Core {
             priority: or_zero(priority),
             cache_salt: cache_salt.unwrap_or_default(),
             no_cache,
+            transfer: None,
         };
         self.call(py, |core| core.submit(new)).map(|id| id.0)
     }

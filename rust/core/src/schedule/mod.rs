@@ -9,17 +9,25 @@
 //!
 //! Events come in afterwards and settle what was in flight, oldest first (`settle`).
 
+mod arrive;
 mod decode;
 mod launch;
 mod prefill;
+mod receive;
 mod requests;
 mod reuse;
+mod rooms;
+mod seam;
+mod send;
 mod settle;
 
 use std::collections::VecDeque;
 
 pub use launch::Plan;
 pub(crate) use requests::{Place, Queue, Requests};
+pub(crate) use rooms::Rooms;
+pub use rooms::{Check, Errands, OnFailure, Posting, Reset, Side, Transfer};
+pub use send::Sources;
 pub use settle::{Event, Outcome};
 
 use crate::admit::Pools;
@@ -31,6 +39,7 @@ use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
+use crate::transfer::message::Reason;
 
 /// Requests, pools and steps in flight.
 #[derive(Debug)]
@@ -54,6 +63,8 @@ pub(crate) struct Scheduler {
     done: StepId,
     last_id: RequestId,
     pub(crate) now_us: u64,
+    /// Requests whose other side is elsewhere.
+    pub(crate) rooms: Rooms,
     /// What `plan` ended, to be told by the next `advance`.
     untold: Outcome,
     pub(crate) num_preemptions: usize,
@@ -102,6 +113,7 @@ impl Scheduler {
             done: StepId(0),
             last_id: RequestId(0),
             now_us: 0,
+            rooms: Rooms::default(),
             untold: Outcome::default(),
             num_preemptions: 0,
             num_stalls: 0,
@@ -154,6 +166,7 @@ impl Scheduler {
             }
             self.pools.reclaim(self.done);
         }
+        self.seat();
         self.choose_decodes();
         let budget = self.limits.max_num_tokens - self.chosen.len();
         let budget = self.choose_chunks(budget);
@@ -178,7 +191,7 @@ impl Scheduler {
         self.pools.reclaim(self.done);
     }
 
-    /// Takes a request out of every list; its blocks retire.
+    /// Takes a request out of every list; its blocks retire, and its room is given up.
     pub(crate) fn end(&mut self, place: Place) -> RequestId {
         let mut phase = self.requests.remove(place);
         if let Some(active) = phase.active_mut() {
@@ -193,7 +206,9 @@ impl Scheduler {
                 }
             }
         }
-        request.id
+        let id = request.id;
+        self.give_up_room(id, Reason::Cancelled);
+        id
     }
 
     /// Ends a request whose blocks are in doubt, to be told by the next `advance`.
@@ -205,7 +220,7 @@ impl Scheduler {
 
     /// Ends a request on its owner's wish; false if it has ended.
     pub(crate) fn abort(&mut self, id: RequestId) -> bool {
-        let Some(place) = self.requests.place_of(id) else { return false };
+        let Some(place) = self.requests.place_of(id) else { return self.abort_room(id) };
         self.end(place);
         self.pools.reclaim(self.done);
         true
@@ -217,6 +232,7 @@ impl Scheduler {
         for place in places {
             self.end(place);
         }
+        self.clear_rooms();
         self.prefix.clear();
         self.flights.clear();
     }

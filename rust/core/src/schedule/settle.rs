@@ -1,9 +1,13 @@
 //! What happened: events are checked all together, then applied in order.
 
+use super::rooms::Errands;
 use super::{Flight, Scheduler};
 use crate::error::Error;
 use crate::ids::{RequestId, StepId};
 use crate::request::{Finish, Sampled};
+use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
+use crate::transfer::message::{Message, Reason};
+use crate::transfer::proof::Evidence;
 
 /// What happened outside.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +23,34 @@ pub enum Event<'a> {
     },
     /// The text layer found a stop string.
     Stopped(RequestId),
+    /// A peer said something about a room, or that it lives.
+    Peer {
+        /// Who.
+        from: PeerRank,
+        /// What.
+        message: &'a Message,
+    },
+    /// A transfer that was posted has ended.
+    TicketEnded {
+        /// Which.
+        ticket: Ticket,
+        /// All of it has landed.
+        ok: bool,
+    },
+    /// An aux row was read, and what landed was checked.
+    Checked {
+        /// As in the [`Check`](super::Check).
+        key: RoomKey,
+        /// The first token, or what does not hold.
+        found: Result<i32, Reason>,
+    },
+    /// A peer process can write no more, for this reason.
+    PeerGone {
+        /// Which.
+        incarnation: Incarnation,
+        /// How that is known.
+        evidence: Evidence,
+    },
     /// Microseconds of a monotonic clock.
     Tick(u64),
 }
@@ -32,6 +64,8 @@ pub struct Outcome {
     pub tokens: Vec<i32>,
     /// 0, or why the request ended ([`Finish`]).
     pub finished: Vec<u8>,
+    /// What there is to do for the rooms.
+    pub errands: Errands,
 }
 
 impl Outcome {
@@ -51,6 +85,7 @@ impl Outcome {
         self.request_ids.append(&mut other.request_ids);
         self.tokens.append(&mut other.tokens);
         self.finished.append(&mut other.finished);
+        self.errands.append(&mut other.errands);
     }
 }
 
@@ -75,10 +110,15 @@ impl Scheduler {
                         outcome.push(id, None, Some(Finish::Stopped));
                     }
                 }
-                Event::Tick(now_us) => self.now_us = self.now_us.max(now_us),
+                Event::Tick(now_us) => {
+                    self.now_us = self.now_us.max(now_us);
+                    self.tick_rooms();
+                }
+                ref event => self.room_event(event),
             }
         }
         self.pools.reclaim(self.done);
+        self.move_rooms();
         outcome.append(&mut self.untold);
         Ok(outcome)
     }
@@ -100,7 +140,8 @@ impl Scheduler {
                     }
                 }
                 Event::Stopped(id) if !self.knows(id) => return Err(Error::UnknownRequest(id)),
-                Event::Stopped(_) | Event::Tick(_) => {}
+                Event::Checked { key, found: Ok(token) } => self.check_first(key, token)?,
+                _ => {}
             }
         }
         Ok(())
@@ -152,8 +193,15 @@ impl Scheduler {
                     continue;
                 }
             }
-            let Some(sample) = sample else { continue };
+            let Some(sample) = sample else {
+                if self.send_chunk(row, row.start + row.len).is_err() {
+                    self.end(row.place);
+                    outcome.push(row.id, None, Some(Finish::Violation));
+                }
+                continue;
+            };
             if non_finite.contains(&sample) {
+                self.give_up_room(row.id, Reason::NonFinite);
                 self.end(row.place);
                 outcome.push(row.id, None, Some(Finish::NonFinite));
                 continue;
@@ -167,6 +215,9 @@ impl Scheduler {
                 }
             }
             let was_waiting = phase.active().is_none();
+            if was_waiting && self.rooms.departs(row.id) {
+                continue; // what the other side needs is gone: it computes it again
+            }
             let Some(sampled) = phase.sampled(tokens[sample]) else { continue };
             if was_waiting {
                 self.queue.one_more_token();
@@ -174,8 +225,9 @@ impl Scheduler {
             match sampled {
                 Sampled::GoesOn => outcome.push(row.id, Some(tokens[sample]), None),
                 Sampled::Ends(finish) => {
+                    let finish = self.send_last(row.place, row.id, finish);
                     self.end(row.place);
-                    outcome.push(row.id, Some(tokens[sample]), Some(finish));
+                    outcome.push(row.id, Some(tokens[sample]), finish);
                 }
             }
         }

@@ -163,6 +163,7 @@ pub fn request(prompt: usize, max_tokens: usize) -> NewRequest<'static> {
         priority: 0,
         cache_salt: "",
         no_cache: false,
+        transfer: None,
     }
 }
 

@@ -163,6 +163,7 @@ impl Game {
             priority: i128::from(priority),
             cache_salt: salt,
             no_cache,
+            transfer: None,
         });
         let most = most.min(self.driver.core.capacity().max_request_tokens);
         match accepted {
@@ -259,7 +260,8 @@ impl Game {
         let Some(id) = self.some_request() else { return };
         let mut expected = Outcome::default();
         if self.referee.known.contains_key(&id) {
-            expected = Outcome { request_ids: vec![id], tokens: vec![-1], finished: vec![3] };
+            let (request_ids, tokens, finished) = (vec![id], vec![-1], vec![3]);
+            expected = Outcome { request_ids, tokens, finished, ..Outcome::default() };
             self.referee.ended(id);
         }
         self.advance(&[Event::Stopped(id)], &expected);
