@@ -28,6 +28,8 @@ pub mod geometry;
 pub mod limits;
 pub mod validate;
 
+pub mod transfer;
+
 pub mod block;
 pub mod budget;
 pub mod pool;
