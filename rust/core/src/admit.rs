@@ -119,7 +119,8 @@ impl Pools {
     /// begins with the tail of the prompt.
     pub(crate) fn need_landing(&self, tokens: usize, output: usize, hit: usize) -> Need {
         let need = self.need(tokens, output, 0);
-        let first = self.geometry.tail_start(tokens) / self.geometry.swa_block_tokens;
+        let tail = tokens - self.geometry.tail_tokens(tokens);
+        let first = tail / self.geometry.swa_block_tokens;
         Need { full: (need.full.0, hit), swa: (need.swa.0, 0), first }
     }
 

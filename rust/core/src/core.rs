@@ -227,6 +227,8 @@ impl Core {
                 ("retired", counts.retired),
                 ("quarantined", counts.quarantined),
                 ("reserved", counts.reserved),
+                ("incoming", counts.incoming),
+                ("read", counts.read),
             ] {
                 stats.push((format!("{group}_{state}"), value as u64));
             }

@@ -179,11 +179,6 @@ impl Geometry {
         step_tokens.div_ceil(self.swa_block_tokens) + 1
     }
 
-    /// The first position of the window that is sent along with a prompt of so many tokens.
-    pub fn tail_start(&self, tokens: usize) -> usize {
-        tokens.saturating_sub(self.window)
-    }
-
     /// The first position that a token at `position` still sees in its window.
     pub fn window_start(&self, position: usize) -> usize {
         (position + 1).saturating_sub(self.window)

@@ -138,6 +138,8 @@ impl Scheduler {
     /// The positions of `row` are in flight: the window slides, and after its last chunk a
     /// request decodes.
     fn move_on(&mut self, row: &Row, step: StepId) {
+        // The window is sent with one position more than the next token sees.
+        let tail = usize::from(self.rooms.departs(row.id));
         let phase = self.requests.at_mut(row.place);
         if let Phase::Decoding(decoding) = phase {
             decoding.plan(step);
@@ -146,7 +148,8 @@ impl Scheduler {
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
             let (geometry, saves) = (&self.geometry, &mut active.reuse.saves);
-            active.tables.swa.slide(geometry.window_start(active.planned), |index, block| {
+            let start = geometry.window_start(active.planned).saturating_sub(tail);
+            active.tables.swa.slide(start, |index, block| {
                 let mut block = Some(block);
                 for save in &mut *saves {
                     block = block.take().and_then(|b| save.catch(geometry, index, b));

@@ -232,7 +232,8 @@ fn read_last(
     let tables = &active.tables;
     let full = read_full(active, ticket, num_sent..geometry.full_blocks(num_tokens))?;
     let window = geometry.swa_block_tokens;
-    let tail = geometry.tail_start(num_tokens) / window..num_tokens.div_ceil(window);
+    let tail = (num_tokens - geometry.tail_tokens(num_tokens)) / window;
+    let tail = tail..tail + geometry.tail_swa_blocks(num_tokens);
     let swa = tables.swa.read_by(ticket, tail)?.into_iter().map(BlockId::get).collect();
     tables.slot.read_by(ticket)?;
     aux.read_by(ticket)?;
