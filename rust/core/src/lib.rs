@@ -25,6 +25,7 @@ pub mod error;
 pub mod ids;
 
 pub mod geometry;
+
 pub mod limits;
 pub mod validate;
 
@@ -50,5 +51,5 @@ pub mod core;
 #[cfg(test)]
 mod violations;
 
-pub use crate::core::{Core, Event, NewRequest, Outcome, Plan};
+pub use crate::core::{Answer, Core, Event, NewRequest, Outcome, Plan};
 pub use crate::request::Finish;
