@@ -3,10 +3,11 @@
 //! A request that starts is promised, in every group, what it takes to get through its prompt:
 //!
 //! ```text
-//!   full   ceil((tokens so far + reserved output) / 256)
-//!   swa    ceil(W / 64) + 1
+//!   full   ceil((tokens so far + reserved output + tokens in flight - 1) / 256)
+//!   swa    floor((W + tokens in flight + 64 - 3) / 64) + 1
 //!   state  1
 //! ```
+//! Tokens in flight: `1 + drafts` of every step in flight.
 //! The window blocks that chunks need beyond that are one term of the pool, set aside once for
 //! all requests. A promise is backed twice: by free blocks now, and by the capacity for good.
 
@@ -38,6 +39,8 @@ pub struct Pools {
     pub aux: Pool,
     geometry: Geometry,
     transient_swa: usize,
+    /// Tokens of one request in flight.
+    in_flight: usize,
 }
 
 /// Why a request does not start now.
@@ -61,7 +64,7 @@ impl fmt::Display for Wait {
 impl Pools {
     /// Pools of these sizes, all free.
     pub fn new(geometry: &Geometry, sizes: &PoolSizes, limits: &Limits) -> Result<Self, Error> {
-        sizes.check(geometry)?;
+        sizes.check(geometry, limits)?;
         Ok(Self {
             full: Pool::new(Group::Full, sizes.full_blocks),
             swa: Pool::new(Group::Swa, sizes.swa_blocks),
@@ -69,6 +72,7 @@ impl Pools {
             aux: Pool::new(Group::Aux, sizes.aux_rows(limits)),
             geometry: geometry.clone(),
             transient_swa: sizes.transient_swa_blocks(geometry, limits),
+            in_flight: limits.tokens_in_flight(),
         })
     }
 
@@ -106,12 +110,15 @@ impl Pools {
     /// starts behind `hit` full blocks of the cache.
     pub(crate) fn need(&self, tokens: usize, output: usize, hit: usize) -> Need {
         let geometry = &self.geometry;
-        let reserved = output.min(RESERVED_OUTPUT_BLOCKS * geometry.block_tokens);
+        // No position is ever computed that has no token in the end: what is in flight counts only
+        // as far as there is output left.
+        let ahead = RESERVED_OUTPUT_BLOCKS * geometry.block_tokens + self.in_flight - 1;
+        let reserved = output.min(ahead);
         let start = hit * geometry.block_tokens;
         let window_block = geometry.swa_block_tokens;
         let first = if hit == 0 { 0 } else { geometry.window_start(start) / window_block };
         let lent = (start / window_block).saturating_sub(first);
-        let swa = geometry.steady_swa_blocks();
+        let swa = geometry.steady_swa_blocks(self.in_flight);
         Need { full: (geometry.full_blocks(tokens + reserved), hit), swa: (swa, lent), first }
     }
 

@@ -12,10 +12,11 @@ use crate::limits::Limits;
 use crate::metadata::StepLayout;
 use crate::pool::Pool;
 use crate::prefix::find::Sharing;
-use crate::request::{Decoding, Phase, Request};
+use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{
-    Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, Side, Sources, Transfer,
+    Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, Side, Sources,
+    Transfer,
 };
 use crate::validate::{self, Capacity};
 
@@ -56,8 +57,8 @@ impl Core {
     /// A core with all blocks free.
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
         geometry.check()?;
-        limits.check()?;
-        sizes.check(&geometry)?;
+        limits.check_with(&geometry)?;
+        sizes.check(&geometry, &limits)?;
         let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
         if limits.prefix_cache && !divides {
             return Err(Error::Config(format!(
@@ -257,9 +258,11 @@ impl Core {
                 let (done, all) = (prefilling.0.planned, prefilling.0.request.tokens.len());
                 format!("request {id} is prefilling: {done} of {all} tokens planned")
             }
-            Phase::Decoding(Decoding { active, next }) => {
-                let (made, most) = (active.request.num_generated(), active.request.max_tokens);
-                let now = if next.is_some() { "is ready" } else { "waits for its sample" };
+            Phase::Decoding(decoding) => {
+                let request = &decoding.active.request;
+                let (made, most) = (request.num_generated(), request.max_tokens);
+                let is_ready = matches!(decoding.next(), Next::Known(_));
+                let now = if is_ready { "is ready" } else { "waits for its sample" };
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }
         }

@@ -25,6 +25,7 @@ pub mod error;
 pub mod ids;
 
 pub mod geometry;
+
 pub mod limits;
 pub mod validate;
 
@@ -53,7 +54,7 @@ pub mod core;
 mod violations;
 
 pub use crate::core::{
-    Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset, Side,
-    Sources, Transfer,
+    Answer, Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset,
+    Side, Sources, Transfer,
 };
 pub use crate::request::Finish;

@@ -146,18 +146,18 @@ impl BlockTable {
 
     /// Blocks that can be taken now without touching what is promised to others.
     ///
-    /// `settled`: no step of this request is in flight, so nothing of its own waits to be
-    /// reclaimed and its promise is backed by free blocks. Otherwise its retired blocks still
-    /// stand for a part of the promise, and taking that part would take it from another.
-    pub fn takeable(&self, settled: bool) -> usize {
+    /// `num_retired`: blocks of this table that wait to be reclaimed. They still stand for a part of
+    /// its promise, and taking that part would take it from another; the rest is backed by free
+    /// blocks.
+    pub fn takeable(&self, num_retired: usize) -> usize {
         let counts = self.pool.counts();
-        let by_right = if settled { self.remainder().min(counts.free) } else { 0 };
+        let by_right = self.remainder().saturating_sub(num_retired).min(counts.free);
         by_right.max(counts.free.saturating_sub(counts.reserved - self.remainder()))
     }
 
     /// Blocks to evict so that `num_blocks` can be taken, once the retired ones are free again.
-    pub(crate) fn short_of(&self, num_blocks: usize, settled: bool) -> usize {
-        if num_blocks <= self.takeable(settled) {
+    pub(crate) fn short_of(&self, num_blocks: usize, num_retired: usize) -> usize {
+        if num_blocks <= self.takeable(num_retired) {
             return 0;
         }
         self.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
@@ -165,11 +165,11 @@ impl BlockTable {
 
     /// Takes `num_blocks` blocks, or none if they are not all to be had.
     #[must_use]
-    pub fn grow(&mut self, num_blocks: usize, settled: bool) -> bool {
+    pub fn grow(&mut self, num_blocks: usize, num_retired: usize) -> bool {
         if num_blocks == 0 {
             return true;
         }
-        if num_blocks > self.takeable(settled) {
+        if num_blocks > self.takeable(num_retired) {
             return false;
         }
         for _ in 0..num_blocks {

@@ -28,6 +28,7 @@ fn core_with(prefix_cache: bool) -> Core {
         aging_steps: 256,
         prefix_cache,
         checkpoint_tokens: 0,
+        max_draft_tokens: 0,
     };
     Core::new(flash(), &SIZES, limits).expect("legal")
 }

@@ -64,6 +64,13 @@ impl Core {
         self.layout.num_bytes()
     }
 
+    /// Rows and values of host memory that draft layers start from; (0, 0) where nothing is drafted.
+    #[getter]
+    fn seed_shape(&self) -> (usize, usize) {
+        let seeds = self.layout.seeds();
+        (seeds.rows, seeds.values)
+    }
+
     #[getter]
     fn layout_hash(&self) -> String {
         format!("{:016x}", self.layout.hash())

@@ -4,9 +4,7 @@
 use super::Scheduler;
 use super::receive::{Arriving, NoLanding};
 use crate::ids::{RequestId, StepId};
-use crate::prefix::publish::Reuse;
-use crate::request::{Active, Decoding, Finish, Phase, Rank, Waiting};
-use crate::table::Tables;
+use crate::request::{Decoding, Finish, Phase, Rank, Waiting};
 
 /// How many requests may be looked at behind those that cannot land.
 const LOOK_AHEAD: usize = 8;
@@ -76,19 +74,20 @@ impl Scheduler {
             return;
         };
         let rank = request.rank;
-        let mut active = arrived(request, tables, reuse);
-        let published = self.prefix.publish(active.computed(), num_tokens, &self.geometry);
-        if published.is_err() {
-            self.leave_cache(&mut active);
+        let finish = request.generate(first_token);
+        let mut decoding = Decoding::arrived(request, tables, reuse);
+        let start = self.geometry.window_start(num_tokens);
+        decoding.active.slide(start, self.newest, &self.geometry);
+        let computed = decoding.active.computed();
+        if self.prefix.publish(computed, num_tokens, &self.geometry).is_err() {
+            self.leave_cache(&mut decoding.active);
             self.untold.push(id, None, Some(Finish::Violation));
             return;
         }
-        let finish = active.request.generate(first_token);
         self.untold.push(id, Some(first_token), finish);
         if finish.is_some() {
-            self.leave_cache(&mut active);
+            self.leave_cache(&mut decoding.active);
         } else {
-            let decoding = Decoding { active, next: Some(first_token) };
             self.rooms.seats.insert(rank, decoding);
         }
     }
@@ -120,10 +119,4 @@ impl Scheduler {
             self.untold.push(id, None, Some(Finish::Transfer));
         }
     }
-}
-
-/// A request that decodes next, with its whole prompt computed.
-fn arrived(request: crate::request::Request, tables: Tables, reuse: Reuse) -> Active {
-    let planned = request.tokens.len();
-    Active { request, tables, reuse, planned, last_step: StepId(0) }
 }

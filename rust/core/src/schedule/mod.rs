@@ -1,8 +1,8 @@
 //! Which tokens run in the next step.
 //!
 //! Order of a step:
-//! 1. every decoding request whose next token is known, one token each, growing where it must
-//!    (`decode`);
+//! 1. every decoding request, one token each, growing where it must: a token that is known, with
+//!    the drafts that may come after it, or the one that the step in flight samples (`decode`);
 //! 2. a chunk of every prefilling request, while the token budget lasts (`prefill`);
 //! 3. waiting requests that fit start with a chunk, while the budget lasts (`prefill`);
 //! 4. what was chosen is checked, written into the arrays, and is in flight (`launch`).
@@ -28,7 +28,7 @@ pub(crate) use requests::{Place, Queue, Requests};
 pub(crate) use rooms::Rooms;
 pub use rooms::{Check, Errands, OnFailure, Posting, Reset, Side, Transfer};
 pub use send::Sources;
-pub use settle::{Event, Outcome};
+pub use settle::{Answer, Event, Outcome};
 
 use crate::admit::Pools;
 use crate::budget::PoolSizes;
@@ -79,7 +79,28 @@ pub(crate) struct Row {
     id: RequestId,
     start: usize,
     len: usize,
-    samples: bool,
+    /// Samples of its last positions: none in the middle of a prompt, then one, or one per draft
+    /// and one more.
+    num_samples: usize,
+    /// Its token is this sample of the step before.
+    source: Option<usize>,
+}
+
+impl Row {
+    fn end(&self) -> usize {
+        self.start + self.len
+    }
+
+    /// Drafts among its tokens, the last of them: every one is sampled behind, and so is the token
+    /// before the first.
+    fn num_drafts(&self) -> usize {
+        self.num_samples.saturating_sub(1)
+    }
+
+    /// Positions that are sure to count before the first of its samples.
+    fn num_sure(&self) -> usize {
+        self.end() - self.num_samples
+    }
 }
 
 /// A step that is planned and not done.
@@ -88,6 +109,8 @@ pub(crate) struct Flight {
     pub(crate) step: StepId,
     rows: Vec<Row>,
     num_samples: usize,
+    /// Rows that have samples.
+    num_answers: usize,
 }
 
 impl Scheduler {
@@ -167,8 +190,7 @@ impl Scheduler {
             self.pools.reclaim(self.done);
         }
         self.seat();
-        self.choose_decodes();
-        let budget = self.limits.max_num_tokens - self.chosen.len();
+        let budget = self.choose_decodes();
         let budget = self.choose_chunks(budget);
         self.choose_starts(budget);
     }

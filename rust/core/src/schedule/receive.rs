@@ -104,7 +104,7 @@ impl Scheduler {
             reservation.commit_behind(request.id, lent, vec![]);
         let aux = self.pools.aux.take(request.id).ok_or(NoLanding::Broken)?;
         let (num_full, num_swa) = (full.missing(num_tokens), swa.missing(num_tokens));
-        if !full.grow(num_full, true) || !swa.grow(num_swa, true) {
+        if !full.grow(num_full, 0) || !swa.grow(num_swa, 0) {
             return Err(NoLanding::Broken);
         }
         full.disclose(writers)?;
@@ -190,7 +190,6 @@ impl Scheduler {
             let slot = slot.settle().map_err(|refused| refused.violation)?;
             full.seal_written(num_tokens)?;
             swa.seal_written(num_tokens)?;
-            swa.slide(self.geometry.window_start(num_tokens), |_, block| drop(block));
             Ok(Tables { full, swa, slot })
         })();
         match settled {

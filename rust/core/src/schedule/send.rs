@@ -17,6 +17,7 @@ use crate::geometry::Geometry;
 use crate::ids::{BlockId, RequestId};
 use crate::request::{Active, Finish, Phase, Rank, Request, Waiting};
 use crate::transfer::ids::{RoomKey, Ticket};
+use crate::transfer::message::Reason;
 
 /// Prompts for which a place is asked for ahead of their turn: so many steps full of tokens.
 const WANTED_STEPS: usize = 2;
@@ -126,15 +127,15 @@ impl Scheduler {
     pub(super) fn send_cached(&mut self, place: Place) {
         let Some(active) = self.requests.at(place).active() else { return };
         let (id, written) = (active.request.id, active.planned);
-        if self.rooms.departing.contains_key(&id) && self.send_blocks(place, id, written).is_err() {
+        if self.rooms.departs(id) && self.send_blocks(place, id, written).is_err() {
             self.fail(place);
         }
     }
 
     /// A chunk that is not the last is computed: its full blocks leave.
-    pub(super) fn send_chunk(&mut self, row: &Row, written: usize) -> Result<(), Violation> {
-        if self.rooms.departing.contains_key(&row.id) {
-            self.send_blocks(row.place, row.id, written)?;
+    pub(super) fn send_chunk(&mut self, row: &Row) -> Result<(), Violation> {
+        if self.rooms.departs(row.id) {
+            self.send_blocks(row.place, row.id, row.end())?;
         }
         Ok(())
     }
@@ -170,6 +171,13 @@ impl Scheduler {
         id: RequestId,
         finish: Finish,
     ) -> Option<Finish> {
+        if !self.rooms.departs(id) {
+            return Some(finish);
+        }
+        if finish == Finish::NonFinite {
+            self.give_up_room(id, Reason::NonFinite);
+            return Some(finish);
+        }
         let ticket = self.rooms.next_ticket();
         let Some(departing) = self.rooms.departing.get_mut(&id) else { return Some(finish) };
         let Some(active) = self.requests.at(place).active() else { return Some(finish) };

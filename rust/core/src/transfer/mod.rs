@@ -7,4 +7,5 @@
 
 pub mod ids;
 pub mod message;
+pub mod prealloc;
 pub mod proof;

@@ -16,8 +16,8 @@ struct Running {
     tables: Tables,
     id: RequestId,
     position: usize,
-    /// The newest step that this request was part of.
-    last_step: u64,
+    /// Steps, and window blocks that it slid past when they were planned.
+    slid: Vec<(u64, usize)>,
     full_promise: usize,
 }
 
@@ -38,7 +38,7 @@ impl Books {
         let limits = Limits { max_num_tokens: rng.between(1, 12), ..limits() };
         let sizes = PoolSizes {
             full_blocks: rng.between(1, 60),
-            swa_blocks: rng.between(geometry.steady_swa_blocks(), 30),
+            swa_blocks: rng.between(geometry.steady_swa_blocks(1), 30),
             state_slots: rng.between(1, 6),
         };
         let pools = Pools::new(&geometry, &sizes, &limits).expect("legal sizes");
@@ -56,8 +56,8 @@ impl Books {
             Ok(reservation) => {
                 let tables = reservation.commit(id);
                 self.next_id += 1;
-                let (position, last_step) = (0, 0);
-                self.running.push(Running { tables, id, position, last_step, full_promise: needs });
+                let (position, slid) = (0, vec![]);
+                self.running.push(Running { tables, id, position, slid, full_promise: needs });
             }
             Err(Wait { group: Group::Full, needs: said, has }) => {
                 assert_eq!(said, needs);
@@ -72,18 +72,19 @@ impl Books {
         let wanted = rng.between(1, 40);
         let running = &mut self.running[index];
         let start = running.position;
-        let settled = running.last_step <= self.done;
+        running.slid.retain(|(step, _)| *step > self.done);
+        let retired = running.slid.iter().map(|(_, count)| count).sum();
         let swa = &mut running.tables.swa;
-        let reach = swa.end() + swa.takeable(settled) * swa.block_tokens();
+        let reach = swa.end() + swa.takeable(retired) * swa.block_tokens();
         let end = (start + wanted).min(reach);
         if end == start {
-            assert!(!settled, "a settled request can always take one more token");
+            assert!(retired > 0, "with nothing on its way back there is room for one more token");
             return;
         }
-        assert!(swa.grow(swa.missing(end), settled), "takeable blocks were not to be had");
+        assert!(swa.grow(swa.missing(end), retired), "takeable blocks were not to be had");
         let full = &mut running.tables.full;
         let within_promise = end.div_ceil(self.geometry.block_tokens) <= running.full_promise;
-        if !full.grow(full.missing(end), true) {
+        if !full.grow(full.missing(end), 0) {
             assert!(!within_promise, "request {} was refused what it was promised", running.id);
             self.running.swap_remove(index);
             return;
@@ -91,8 +92,9 @@ impl Books {
         self.step += 1;
         self.pools.begin(StepId(self.step));
         running.position = end;
-        running.last_step = self.step;
+        let before = running.tables.swa.first();
         running.tables.swa.slide(self.geometry.window_start(end), |_, block| drop(block));
+        running.slid.push((self.step, running.tables.swa.first() - before));
         if rng.once_in(2) {
             running.tables.full.seal_written(end).expect("written");
             running.tables.swa.seal_written(end).expect("written");
