@@ -43,6 +43,11 @@ class Geometry:
     c4_state_bytes, index_state_bytes, c128_state_bytes   state of one slot in one layer
     block_tokens       256; a multiple of the least common multiple of the ratios
     swa_block_tokens   64
+    draft_tokens       draft tokens of one request that a state slot has room for, at most 15
+    hc_mult, hidden_size   residual streams, and values of each: a draft layer starts from all of them
+
+    State bytes are given without drafts: C4 and index rings of 8 rows, one C128 state. With drafts a slot has `c4_ring`
+    rows and `c128_banks` states, one that is committed and one behind each draft.
     """
 
     def __new__(
@@ -60,6 +65,9 @@ class Geometry:
         c128_state_bytes: int,
         block_tokens: int = 256,
         swa_block_tokens: int = 64,
+        draft_tokens: int = 0,
+        hc_mult: int = 0,
+        hidden_size: int = 0,
     ) -> Geometry: ...
     @property
     def full_block_bytes(self) -> int: ...
@@ -67,6 +75,10 @@ class Geometry:
     def swa_block_bytes(self) -> int: ...
     @property
     def state_slot_bytes(self) -> int: ...
+    @property
+    def c4_ring(self) -> int: ...
+    @property
+    def c128_banks(self) -> int: ...
     @property
     def swa_page_bytes(self) -> int: ...
     @property
@@ -98,6 +110,10 @@ class Limits:
 
     prefix_cache        blocks outlive their requests; the runtime must then copy state as plans say
     checkpoint_tokens   tokens between window checkpoints inside a prompt; 0: only where it forks and ends
+    max_steps_in_flight with 2, a request is planned again while its token is being sampled: `token_sources` of a step
+                        says which sample of the step before each token is
+    max_draft_tokens    tokens behind the next one that a decoding request brings to be verified, at most as many as the
+                        geometry has room for; then nothing is forwarded, and a request is in one step at a time
     """
 
     def __new__(
@@ -113,6 +129,7 @@ class Limits:
         aging_steps: int = 256,
         prefix_cache: bool = False,
         checkpoint_tokens: int = 0,
+        max_draft_tokens: int = 0,
     ) -> Limits: ...
     @property
     def max_model_len(self) -> int: ...
@@ -134,6 +151,8 @@ class Limits:
     def prefix_cache(self) -> bool: ...
     @property
     def checkpoint_tokens(self) -> int: ...
+    @property
+    def max_draft_tokens(self) -> int: ...
 
 @final
 class MemoryPlan:
@@ -158,8 +177,9 @@ class MemoryPlan:
 def plan_memory(geometry: Geometry, limits: Limits, total_bytes: int) -> MemoryPlan:
     """How many blocks of each group fit in `total_bytes`, poison blocks included.
 
-    One state slot and ceil(window / swa_block_tokens) + 1 window blocks per running request, one transient term of
-    window blocks per step in flight, and full blocks for the rest. Fewer than max_num_requests run at once where full
+    One state slot and the window blocks that window + in_flight - 1 tokens can touch per running request, in_flight
+    being (1 + max_draft_tokens) * max_steps_in_flight, one transient term of window blocks per step in flight, and full
+    blocks for the rest. Fewer than max_num_requests run at once where full
     blocks would be left for less than one request of max_model_len, or for less than 1024 tokens each.
     Raises ConfigError with the numbers.
     """
@@ -195,6 +215,12 @@ class Plan:
     @property
     def num_prefill_tokens(self) -> int: ...
     @property
+    def num_forwarded(self) -> int:
+        """Tokens that the step before samples; `token_sources` says which sample each is, -1 that `token_ids` has it."""
+    @property
+    def num_draft_tokens(self) -> int:
+        """Tokens that are drafts, to be verified: the last `draft_widths[b]` of row b."""
+    @property
     def max_seq_len(self) -> int: ...
     @property
     def num_restores(self) -> int:
@@ -213,16 +239,33 @@ class Plan:
         """Request of each row, in row order."""
     @property
     def sample_request_ids(self) -> list[int]:
-        """Request of each sampled row, in the order of `sample_tokens`."""
+        """Request of each sample, in the order of `sample_tokens`; with drafts one has several, in order of position."""
     @property
     def sample_positions(self) -> list[int]:
-        """How many tokens each sampled request had generated before this step (0 for its first token)."""
+        """How many tokens the request had generated before each sample (0 for its first), drafts included."""
+    @property
+    def sample_counts(self) -> list[int]:
+        """Samples of each request that has some: one, and one per draft that it brought."""
 
 @final
 class StepDone:
-    """Event: a step completed. tokens[i] belongs to sample i of that plan; non_finite lists samples with NaN or inf."""
+    """Event: a step completed. tokens[i] belongs to sample i of that plan; non_finite lists samples with NaN or inf.
 
-    def __new__(cls, step_id: int, tokens: Sequence[int] | _Int32s, non_finite: Sequence[int] = ()) -> StepDone: ...
+    accepted   per request that was sampled (as `Plan.sample_counts`): how many of its drafts are right. Those samples
+               repeat the drafts, the one behind the last of them counts too, and what is behind that is dropped.
+               Empty: no draft of the step is right
+    drafts     per request that was sampled, max_draft_tokens tokens to verify next, -1 from where there are no more.
+               Empty: there are none
+    """
+
+    def __new__(
+        cls,
+        step_id: int,
+        tokens: Sequence[int] | _Int32s,
+        non_finite: Sequence[int] = (),
+        accepted: Sequence[int] = (),
+        drafts: Sequence[int] | _Int32s = (),
+    ) -> StepDone: ...
 
 @final
 class Stopped:
@@ -263,6 +306,9 @@ class Core:
     @property
     def step_bytes(self) -> int: ...
     @property
+    def seed_shape(self) -> tuple[int, int]:
+        """Rows of host memory that draft layers start from, and values of a row: all hc_mult * hidden_size of them."""
+    @property
     def layout_hash(self) -> str: ...
     def submit(
         self,
@@ -293,7 +339,8 @@ class Core:
 
         Steps complete in the order in which they were planned. Stopped for a request that has ended is no error.
         A step that failed on the device: abort its requests, then report it done with any tokens; they are nobody's.
-        Raises Misuse for a step that is not in flight, samples too many or too few, tokens outside the vocabulary.
+        Raises Misuse for a step that is not in flight, samples too many or too few, tokens outside the vocabulary, and
+        drafts that were not brought or are not what was sampled.
         """
     def abort(self, request_id: int) -> bool:
         """True if it was waiting or running. Idempotent; an unknown id is False."""

@@ -12,9 +12,12 @@ use crate::limits::Limits;
 use crate::metadata::StepLayout;
 use crate::pool::Pool;
 use crate::prefix::find::Sharing;
-use crate::request::{Decoding, Phase, Request};
+use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
-pub use crate::schedule::{Event, Outcome, Plan};
+pub use crate::schedule::{
+    Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, Side, Sources,
+    Transfer,
+};
 use crate::validate::{self, Capacity};
 
 /// A request as a caller hands it in; integers of any size, checked by [`Core::submit`].
@@ -34,6 +37,8 @@ pub struct NewRequest<'a> {
     pub cache_salt: &'a str,
     /// Reads nothing of the prefix cache and leaves nothing in it.
     pub no_cache: bool,
+    /// The other side, if this core does only one of prompt and generation.
+    pub transfer: Option<Transfer>,
 }
 
 /// Bytes of the longest salt.
@@ -52,8 +57,8 @@ impl Core {
     /// A core with all blocks free.
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
         geometry.check()?;
-        limits.check()?;
-        sizes.check(&geometry)?;
+        limits.check_with(&geometry)?;
+        sizes.check(&geometry, &limits)?;
         let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
         if limits.prefix_cache && !divides {
             return Err(Error::Config(format!(
@@ -105,12 +110,13 @@ impl Core {
         let submitted_us = self.scheduler.now_us;
         let narrow = "checked against a smaller range";
         let priority = i32::try_from(new.priority).expect(narrow);
-        Ok(self.scheduler.submit(priority, |id, rank| Request {
+        let is_sent = new.transfer.as_ref().is_some_and(|other| other.side == Side::Prefill);
+        let make = |id, rank| Request {
             id,
             rank,
             num_prompt_tokens,
             tokens: new.prompt,
-            max_tokens: max_tokens as usize,
+            max_tokens: if is_sent { 1 } else { max_tokens as usize },
             min_tokens: usize::try_from(new.min_tokens).expect(narrow),
             stop_token_ids: new
                 .stop_token_ids
@@ -123,14 +129,21 @@ impl Core {
                 is_off: new.no_cache,
                 ..Sharing::default()
             },
-        }))
+        };
+        match &new.transfer {
+            Some(transfer) => self.scheduler.submit_transfer(priority, transfer, make),
+            None => Ok(self.scheduler.submit(priority, make)),
+        }
     }
 
     fn check_queue(&self, num_tokens: usize) -> Result<(), Error> {
         let (queue, limits) = (&self.scheduler.queue, &self.scheduler.limits);
+        let elsewhere = self.scheduler.rooms.waiting();
+        let (num_queued, num_queued_tokens) =
+            (queue.len() + elsewhere.0, queue.num_tokens() + elsewhere.1);
         for (unit, queued, adds, limit) in [
-            ("requests", queue.len(), 1, limits.max_queued_requests),
-            ("tokens", queue.num_tokens(), num_tokens, limits.max_queued_tokens),
+            ("requests", num_queued, 1, limits.max_queued_requests),
+            ("tokens", num_queued_tokens, num_tokens, limits.max_queued_tokens),
         ] {
             if queued + adds > limit {
                 return Err(Error::QueueFull { unit, queued, adds, limit });
@@ -215,6 +228,8 @@ impl Core {
                 ("retired", counts.retired),
                 ("quarantined", counts.quarantined),
                 ("reserved", counts.reserved),
+                ("incoming", counts.incoming),
+                ("read", counts.read),
             ] {
                 stats.push((format!("{group}_{state}"), value as u64));
             }
@@ -243,9 +258,11 @@ impl Core {
                 let (done, all) = (prefilling.0.planned, prefilling.0.request.tokens.len());
                 format!("request {id} is prefilling: {done} of {all} tokens planned")
             }
-            Phase::Decoding(Decoding { active, next }) => {
-                let (made, most) = (active.request.num_generated(), active.request.max_tokens);
-                let now = if next.is_some() { "is ready" } else { "waits for its sample" };
+            Phase::Decoding(decoding) => {
+                let request = &decoding.active.request;
+                let (made, most) = (request.num_generated(), request.max_tokens);
+                let is_ready = matches!(decoding.next(), Next::Known(_));
+                let now = if is_ready { "is ready" } else { "waits for its sample" };
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }
         }

@@ -75,6 +75,16 @@ pub enum Error {
     NoSuchSample { step: StepId, samples: usize, sample: usize },
     #[error("sample {sample} of step {step} is token {token}, outside the vocabulary of {vocab}")]
     NoSuchToken { step: StepId, sample: usize, token: i32, vocab: usize },
+    #[error("step {step} takes {needs} {what} or none, not {has}")]
+    WrongDraftCount { step: StepId, what: &'static str, needs: usize, has: usize },
+    #[error("draft {draft} after step {step} is outside the vocabulary of {vocab}, and not -1")]
+    NoSuchDraft { step: StepId, draft: i32, vocab: usize },
+    #[error(
+        "request {request} has {accepted} drafts accepted in step {step}; it brought {drafted}"
+    )]
+    TooManyAccepted { step: StepId, request: RequestId, accepted: usize, drafted: usize },
+    #[error("request {request} accepts draft {draft} in step {step} with token {token}")]
+    NotTheDraft { step: StepId, request: RequestId, draft: i32, token: i32 },
     #[error("request {0} was never submitted")]
     UnknownRequest(RequestId),
     #[error("memory holds {has} int32; a step needs {needs}")]

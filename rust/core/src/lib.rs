@@ -25,8 +25,11 @@ pub mod error;
 pub mod ids;
 
 pub mod geometry;
+
 pub mod limits;
 pub mod validate;
+
+pub mod transfer;
 
 pub mod block;
 pub mod budget;
@@ -50,5 +53,8 @@ pub mod core;
 #[cfg(test)]
 mod violations;
 
-pub use crate::core::{Core, Event, NewRequest, Outcome, Plan};
+pub use crate::core::{
+    Answer, Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset,
+    Side, Sources, Transfer,
+};
 pub use crate::request::Finish;

@@ -64,6 +64,13 @@ impl Core {
         self.layout.num_bytes()
     }
 
+    /// Rows and values of host memory that draft layers start from; (0, 0) where nothing is drafted.
+    #[getter]
+    fn seed_shape(&self) -> (usize, usize) {
+        let seeds = self.layout.seeds();
+        (seeds.rows, seeds.values)
+    }
+
     #[getter]
     fn layout_hash(&self) -> String {
         format!("{:016x}", self.layout.hash())
@@ -101,6 +108,7 @@ impl Core {
             priority: or_zero(priority),
             cache_salt: cache_salt.unwrap_or_default(),
             no_cache,
+            transfer: None,
         };
         self.call(py, |core| core.submit(new)).map(|id| id.0)
     }

@@ -36,6 +36,10 @@ pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
         | Error::WrongSampleCount { .. }
         | Error::NoSuchSample { .. }
         | Error::NoSuchToken { .. }
+        | Error::WrongDraftCount { .. }
+        | Error::NoSuchDraft { .. }
+        | Error::TooManyAccepted { .. }
+        | Error::NotTheDraft { .. }
         | Error::UnknownRequest(_)
         | Error::MemoryTooSmall { .. } => (&MISUSE, "Misuse"),
     };

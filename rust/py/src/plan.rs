@@ -70,6 +70,18 @@ impl Plan {
         self.0.num_prefill_tokens
     }
 
+    /// Tokens that the step before samples; `token_sources` says which sample each is.
+    #[getter]
+    fn num_forwarded(&self) -> usize {
+        self.0.num_forwarded
+    }
+
+    /// Tokens that are drafts, to be verified.
+    #[getter]
+    fn num_draft_tokens(&self) -> usize {
+        self.0.num_draft_tokens
+    }
+
     #[getter]
     fn max_seq_len(&self) -> usize {
         self.0.max_seq_len
@@ -105,16 +117,22 @@ impl Plan {
         numbers(&self.0.request_ids)
     }
 
-    /// Request of each sampled row, in the order of `sample_tokens`.
+    /// Request of each sample, in the order of `sample_tokens`.
     #[getter]
     fn sample_request_ids(&self) -> Vec<u64> {
         numbers(&self.0.sample_request_ids)
     }
 
-    /// How many tokens each sampled request had generated before this step (0 for its first token).
+    /// How many tokens the request had generated before each sample (0 for its first), drafts included.
     #[getter]
     fn sample_positions(&self) -> Vec<usize> {
         self.0.sample_positions.clone()
+    }
+
+    /// Samples of each request that has some: one, and one per draft.
+    #[getter]
+    fn sample_counts(&self) -> Vec<usize> {
+        self.0.sample_counts.clone()
     }
 }
 
