@@ -174,3 +174,8 @@ fn mixed(room: Room, epoch: Epoch) -> u64 {
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+/// The digest over all chunks, from theirs in order.
+pub fn fold(digests: impl Iterator<Item = u64>) -> u64 {
+    digests.fold(0, |all, digest| mixed(Room(all.rotate_left(17) ^ digest), Epoch(0)))
+}
