@@ -4,7 +4,9 @@
 //! leads to is done after it.
 
 use super::Scheduler;
-use super::rooms::{Check, Posting, Reset, Transfer};
+use super::outbox::{Posting, num_bytes};
+use super::receive::Arriving;
+use super::rooms::{Check, Reset, Transfer};
 use super::send::{Departing, Sources, Stage};
 use super::settle::Event;
 use crate::error::Error;
@@ -18,8 +20,6 @@ use crate::transfer::receiving::Inspection;
 use crate::transfer::rooms::{Denied, Side};
 use crate::transfer::runs::{Chunk, Tail};
 use crate::transfer::sending::Lengths;
-
-use super::receive::Arriving;
 
 /// Microseconds of the milliseconds that machines count.
 const MILLISECOND_US: u64 = 1000;
@@ -74,8 +74,9 @@ impl Scheduler {
         let Some(machines) = &mut self.rooms.machines else { return };
         let actions = match *event {
             Event::Peer { from, message } => machines.hear(from, message),
-            Event::TicketEnded { ticket, landed } => {
+            Event::TicketEnded { ticket, landed, digest } => {
                 self.rooms.outbox.ended(ticket);
+                machines.digested(ticket, digest);
                 machines.ended(ticket, landed)
             }
             Event::Inspected { key, first_token, found } => {
@@ -129,7 +130,7 @@ impl Scheduler {
             match action {
                 Action::Send(to, message) => self.untold.errands.messages.push((to, message)),
                 Action::Post { key, ticket, copies } => {
-                    let bytes = copies.num_bytes(&self.geometry);
+                    let bytes = num_bytes(&copies, &self.geometry);
                     self.rooms.outbox.put(Posting { key, ticket, copies }, bytes);
                 }
                 Action::ReleaseSource(ticket) => self.end_ticket(ticket),
@@ -208,12 +209,20 @@ impl Scheduler {
         let Sources { full, tail } = sources;
         let tail = tail.map(|(swa, state, aux)| Tail { swa, state, aux });
         let Some(machines) = &mut self.rooms.machines else { return };
-        let actions = machines.post(ticket, &Chunk { full, tail });
+        let actions = machines.post(key, ticket, &Chunk { full, tail, digest: 0 });
         let is_posted = actions.iter().any(|action| matches!(action, Action::Post { .. }));
         if !is_posted {
             self.end_ticket(ticket);
         }
         self.act(actions);
+    }
+
+    /// A ticket that was never posted is over for its room.
+    pub(super) fn end_on_machine(&mut self, ticket: Ticket, landed: bool) {
+        if let Some(machines) = &mut self.rooms.machines {
+            let actions = machines.ended(ticket, landed);
+            self.act(actions);
+        }
     }
 
     /// All has landed: somebody has to look at it.
