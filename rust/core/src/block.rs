@@ -63,6 +63,7 @@ use crate::error::Violation;
 use crate::ids::BlockId;
 use crate::pool::Pool;
 use crate::transfer::ids::{Ticket, WriterKey};
+use crate::transfer::message::Target;
 
 /// Being written by its request.
 #[derive(Debug)]
@@ -162,6 +163,11 @@ impl Block<Open> {
 }
 
 impl Block<Incoming> {
+    /// How others name it.
+    pub fn target(&self) -> Target {
+        Target { block: self.id().get(), generation: self.generation() }
+    }
+
     /// Takes the block back once every writer is discharged; before that it is a violation. A
     /// refusal gives the handle back.
     pub fn settle(self) -> Result<Block<Open>, Refused<Block<Incoming>>> {

@@ -15,10 +15,11 @@ use crate::prefix::find::Sharing;
 use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{
-    Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, Side, Sources,
-    Transfer,
+    Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
 };
-use crate::validate::{self, Capacity};
+use crate::transfer::ids::Room;
+pub use crate::transfer::rooms::Side;
+use crate::validate::{self, Capacity, Code, Invalid};
 
 /// A request as a caller hands it in; integers of any size, checked by [`Core::submit`].
 #[derive(Clone, Debug)]
@@ -84,6 +85,20 @@ impl Core {
         self.scheduler.pools.for_each(Pool::panic_on_violation);
     }
 
+    /// From now on requests may have another side, and this core is always the same one. To be called
+    /// once, before the first request.
+    pub fn open_rooms(&mut self, settings: &RoomSettings) -> Result<(), Error> {
+        self.check_open()?;
+        if self.scheduler.rooms.side().is_some() {
+            return Err(Error::Config("a core is told its side once".into()));
+        }
+        if settings.max_rooms == 0 {
+            return Err(Error::Config("max_rooms is 0; a room needs a place".into()));
+        }
+        self.scheduler.rooms.open(settings);
+        Ok(())
+    }
+
     /// Where every array of a step lies.
     pub fn layout(&self) -> &StepLayout {
         &self.layout
@@ -110,7 +125,12 @@ impl Core {
         let submitted_us = self.scheduler.now_us;
         let narrow = "checked against a smaller range";
         let priority = i32::try_from(new.priority).expect(narrow);
-        let is_sent = new.transfer.as_ref().is_some_and(|other| other.side == Side::Prefill);
+        if let Some(other) = &new.transfer {
+            let side = self.scheduler.rooms.side().ok_or(Error::NoRooms)?;
+            check_transfer(other, side)?;
+        }
+        let side = new.transfer.as_ref().and(self.scheduler.rooms.side());
+        let is_sent = side == Some(Side::Prefill);
         let make = |id, rank| Request {
             id,
             rank,
@@ -234,6 +254,9 @@ impl Core {
                 stats.push((format!("{group}_{state}"), value as u64));
             }
         }
+        for (name, value) in scheduler.rooms.stats() {
+            stats.push((name.to_owned(), value as u64));
+        }
         stats.push(("num_violations".to_owned(), num_violations as u64));
         stats
     }
@@ -242,6 +265,9 @@ impl Core {
     pub fn explain(&mut self, id: RequestId) -> String {
         let scheduler = &mut self.scheduler;
         let Some(place) = scheduler.requests.place_of(id) else {
+            if let Some(what) = scheduler.rooms.explain(id) {
+                return format!("request {id} {what}");
+            }
             let what = if scheduler.knows(id) { "has ended" } else { "was never submitted" };
             return format!("request {id} {what}");
         };
@@ -288,4 +314,23 @@ impl Core {
     fn check_open(&self) -> Result<(), Error> {
         if self.closed { Err(Error::Closed) } else { Ok(()) }
     }
+}
+
+/// A room that others can name, and writers of which each is meant once.
+fn check_transfer(other: &Transfer, side: Side) -> Result<(), Error> {
+    let rooms = 0..=i128::from(Room::MAX);
+    validate::check_whole("room", i128::from(other.room.0), rooms, |_| "draw another".into())?;
+    let mut ranks = other.peer_ranks.clone();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let is_decode = side == Side::Decode;
+    if ranks.len() != other.peer_ranks.len() || (is_decode && ranks.is_empty()) {
+        let message = format!(
+            "peer_ranks is {:?}; a decode worker needs at least one, each named once",
+            other.peer_ranks
+        );
+        let invalid = Invalid { param: "peer_ranks", code: Code::InvalidValue, message };
+        return Err(Error::Invalid(invalid));
+    }
+    Ok(())
 }

@@ -55,6 +55,6 @@ mod violations;
 
 pub use crate::core::{
     Answer, Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset,
-    Side, Sources, Transfer,
+    RoomSettings, Side, Transfer,
 };
 pub use crate::request::Finish;

@@ -20,6 +20,7 @@ use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int};
 use crate::pool::{Pool, SlotState, State};
 use crate::transfer::ids::{Ticket, WriterKey};
+use crate::transfer::message::Target;
 
 /// A block that is full.
 #[derive(Debug)]
@@ -192,6 +193,11 @@ impl BlockTable {
             self.incoming.push(block);
         }
         Ok(())
+    }
+
+    /// The blocks that come in, as others name them.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.incoming.iter().map(Block::target).collect()
     }
 
     /// Nobody elsewhere may write any block any more: they are open. The table is good for nothing

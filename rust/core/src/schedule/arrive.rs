@@ -3,6 +3,7 @@
 
 use super::Scheduler;
 use super::receive::{Arriving, NoLanding};
+use super::rooms::OnFailure;
 use crate::ids::{RequestId, StepId};
 use crate::request::{Decoding, Finish, Phase, Rank, Waiting};
 
@@ -35,7 +36,10 @@ impl Scheduler {
                     arriving.landing = Some(landing);
                     self.rooms.wanted.remove(&rank);
                 }
-                Err(NoLanding::Wait(_) | NoLanding::Broken) => {
+                Err(refused) => {
+                    if let NoLanding::Wait(wait) = refused {
+                        arriving.waits_for = Some(wait);
+                    }
                     num_blocked += 1;
                     let since = *arriving.blocked_since.get_or_insert(self.newest);
                     if self.is_overdue(since) {
@@ -65,9 +69,10 @@ impl Scheduler {
     }
 
     /// The prompt is here, whole and checked: the request goes on with its first token.
-    pub(super) fn commit(&mut self, id: RequestId, first_token: i32) {
+    pub(super) fn commit(&mut self, id: RequestId) {
         let Some(arriving) = self.rooms.take_arriving(id) else { return };
-        let Arriving { mut request, landing: Some(landing), .. } = arriving else { return };
+        let Arriving { mut request, landing, first_token, .. } = arriving;
+        let (Some(landing), Some(first_token)) = (landing, first_token) else { return };
         let num_tokens = request.tokens.len();
         let Ok((tables, reuse)) = self.settle_landing(landing, num_tokens) else {
             self.untold.push(id, None, Some(Finish::Violation));
@@ -102,15 +107,28 @@ impl Scheduler {
         }
     }
 
+    /// Ends a request that waits for a row; false if there is none of that id.
+    pub(super) fn leave_seat(&mut self, id: RequestId) -> bool {
+        let mut seats = self.rooms.seats.iter();
+        let rank = seats.find(|(_, seated)| seated.active.request.id == id).map(|(&rank, _)| rank);
+        let Some(mut seated) = rank.and_then(|rank| self.rooms.seats.remove(&rank)) else {
+            return false;
+        };
+        self.leave_cache(&mut seated.active);
+        drop(seated);
+        self.pools.reclaim(self.done);
+        true
+    }
+
     /// The room failed: the request computes its prompt here, or ends. What it held stays
     /// quarantined until its writers are proved gone.
     pub(super) fn fall_back(&mut self, id: RequestId) {
         let Some(arriving) = self.rooms.take_arriving(id) else { return };
-        let Arriving { request, landing, recomputes, .. } = arriving;
+        let Arriving { request, landing, on_failure, .. } = arriving;
         if let Some(landing) = landing {
             self.drop_landing(landing);
         }
-        if recomputes {
+        if on_failure == OnFailure::Recompute {
             let (rank, num_tokens) = (request.rank, request.tokens.len());
             let place = self.requests.insert(Phase::Waiting(Waiting::new(request)));
             self.queue.insert(rank, place, num_tokens);

@@ -12,6 +12,7 @@
 mod arrive;
 mod decode;
 mod launch;
+mod outbox;
 mod prefill;
 mod receive;
 mod requests;
@@ -24,10 +25,10 @@ mod settle;
 use std::collections::VecDeque;
 
 pub use launch::Plan;
+pub use outbox::Posting;
 pub(crate) use requests::{Place, Queue, Requests};
 pub(crate) use rooms::Rooms;
-pub use rooms::{Check, Errands, OnFailure, Posting, Reset, Side, Transfer};
-pub use send::Sources;
+pub use rooms::{Check, Errands, OnFailure, Reset, RoomSettings, Transfer};
 pub use settle::{Answer, Event, Outcome};
 
 use crate::admit::Pools;
@@ -242,7 +243,7 @@ impl Scheduler {
 
     /// Ends a request on its owner's wish; false if it has ended.
     pub(crate) fn abort(&mut self, id: RequestId) -> bool {
-        let Some(place) = self.requests.place_of(id) else { return self.abort_room(id) };
+        let Some(place) = self.requests.place_of(id) else { return self.abort_elsewhere(id) };
         self.end(place);
         self.pools.reclaim(self.done);
         true

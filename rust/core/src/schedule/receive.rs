@@ -12,6 +12,7 @@
 //!    checked. A request that falls back computes everything again in blocks of its own.
 
 use super::Scheduler;
+use super::rooms::OnFailure;
 use crate::admit::Wait;
 use crate::block::{Block, Incoming};
 use crate::error::Violation;
@@ -21,6 +22,7 @@ use crate::prefix::publish::Reuse;
 use crate::request::Request;
 use crate::table::{BlockTable, Tables};
 use crate::transfer::ids::{RoomKey, WriterKey};
+use crate::transfer::message::Target;
 
 /// No Offer while more than one block in so many of a group waits for proofs.
 const QUARANTINE_SHARE: usize = 10;
@@ -32,13 +34,14 @@ pub(crate) struct Arriving {
     pub(super) key: RoomKey,
     /// All that will write.
     pub(super) writers: Box<[WriterKey]>,
-    /// What it does if the room fails.
-    pub(super) recomputes: bool,
-    /// The other side is about to compute it, so that it may land.
-    pub(super) is_wanted: bool,
+    pub(super) on_failure: OnFailure,
     /// Since when it does not fit.
     pub(super) blocked_since: Option<StepId>,
+    /// What it waits for, when it was last looked at.
+    pub(super) waits_for: Option<Wait>,
     pub(crate) landing: Option<Landing>,
+    /// As the aux row has it.
+    pub(super) first_token: Option<i32>,
 }
 
 /// What is taken for a prompt that comes from elsewhere. Dropping it quarantines what may still be
@@ -209,10 +212,27 @@ impl Scheduler {
     }
 }
 
+impl Arriving {
+    pub(super) fn new(
+        request: Request,
+        key: RoomKey,
+        writers: Box<[WriterKey]>,
+        on_failure: OnFailure,
+    ) -> Self {
+        let (blocked_since, waits_for, landing, first_token) = (None, None, None, None);
+        Self { request, key, writers, on_failure, blocked_since, waits_for, landing, first_token }
+    }
+}
+
 impl Landing {
     /// Full blocks that are not cached here, and window blocks, in order.
-    pub(crate) fn ids(&self) -> (Vec<u32>, Vec<u32>) {
-        let ids = |row: &[i32]| row.iter().map(|id| id.unsigned_abs()).collect();
-        (ids(&self.full.row()[self.reuse.num_published..]), ids(self.swa.row()))
+    pub(super) fn targets(&self) -> (Vec<Target>, Vec<Target>) {
+        (self.full.targets(), self.swa.targets())
+    }
+
+    /// Tokens of the prompt that are cached here.
+    pub(super) fn num_cached_tokens(&self, block_tokens: usize) -> u32 {
+        let num_tokens = self.reuse.num_published * block_tokens;
+        u32::try_from(num_tokens).expect("limits are checked to fit int32")
     }
 }

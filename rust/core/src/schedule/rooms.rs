@@ -10,21 +10,17 @@
 
 use std::collections::BTreeMap;
 
+use super::outbox::{Outbox, Posting};
 use super::receive::{Arriving, Landing};
-use super::send::{Departing, Sources};
+use super::send::Departing;
 use crate::ids::{BlockId, Group, RequestId};
 use crate::request::{Decoding, Rank, Request};
+use crate::transfer::action::Oddity;
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
 use crate::transfer::message::Message;
-
-/// Which part of a request is done here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The prompt; the tokens are generated elsewhere.
-    Prefill,
-    /// The generation; the prompt is computed elsewhere.
-    Decode,
-}
+use crate::transfer::proof::Transport;
+use crate::transfer::rooms::{Rooms as Machines, Side};
+use crate::transfer::timing::Timing;
 
 /// What a decode side does when the prompt does not come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,17 +32,29 @@ pub enum OnFailure {
     Fail,
 }
 
-/// The other side of a request.
+/// The other side of a request: it is computed there, or decoded, as this worker's side has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Transfer {
-    pub side: Side,
     pub room: Room,
     pub epoch: Epoch,
     pub peer: Incarnation,
-    /// Ranks of the peer that write to this one, or that this one writes to; at least one.
+    /// Ranks of the peer that write to this worker, at least one; a prefill worker needs none.
     pub peer_ranks: Vec<u16>,
     pub on_failure: OnFailure,
+}
+
+/// What a worker that has rooms is told once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct RoomSettings {
+    pub side: Side,
+    pub transport: Transport,
+    pub timing: Timing,
+    /// Most rooms, live and remembered.
+    pub max_rooms: usize,
+    /// Most bytes on their way to one peer; a single ticket may be larger.
+    pub max_bytes_in_flight: u64,
 }
 
 /// To be reset in this worker's memory before the messages of the same outcome are sent.
@@ -58,19 +66,9 @@ pub struct Reset {
     pub block: BlockId,
 }
 
-/// To be posted: one ticket for one rank, item lists that correspond by position.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Posting {
-    pub ticket: Ticket,
-    pub request: RequestId,
-    pub to: PeerRank,
-    pub sources: Sources,
-}
-
-/// An aux row has landed: to be read and checked, and answered with [`Event::Checked`].
+/// An aux row has landed: to be read and checked, and answered with [`Event::Inspected`].
 ///
-/// [`Event::Checked`]: crate::Event::Checked
+/// [`Event::Inspected`]: crate::Event::Inspected
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Check {
@@ -114,12 +112,96 @@ pub(crate) struct Rooms {
     /// Those of them that have not asked for a place, in the order in which they will.
     pub(super) parked: BTreeMap<Rank, RequestId>,
     pub(super) by_key: BTreeMap<RoomKey, RequestId>,
+    /// None: this worker has no rooms.
+    pub(super) machines: Option<Machines>,
+    pub(super) outbox: Outbox,
+    /// Up to when the machines were told the time.
+    pub(super) counted_us: Option<u64>,
     last_ticket: u64,
-    pub(crate) num_stale_proofs: usize,
-    pub(crate) num_recomputed: usize,
+    pub(super) num_stale_proofs: usize,
+    pub(super) num_recomputed: usize,
+    oddities: BTreeMap<Oddity, usize>,
 }
 
 impl Rooms {
+    /// From now on this worker has rooms.
+    pub(crate) fn open(&mut self, settings: &RoomSettings) {
+        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight } = *settings;
+        self.machines = Some(Machines::new(side, transport, timing, max_rooms));
+        self.outbox = Outbox::new(max_bytes_in_flight);
+    }
+
+    pub(crate) fn side(&self) -> Option<Side> {
+        self.machines.as_ref().map(Machines::side)
+    }
+
+    pub(super) fn count(&mut self, oddity: Oddity) {
+        *self.oddities.entry(oddity).or_default() += 1;
+    }
+
+    /// The other side is about to compute this prompt.
+    pub(super) fn wanted(&mut self, key: RoomKey) {
+        let id = self.by_key.get(&key);
+        let Some(arriving) = id.and_then(|id| self.arriving.get(id)) else { return };
+        if arriving.landing.is_none() {
+            self.wanted.insert(arriving.request.rank, arriving.request.id);
+        }
+    }
+
+    /// All requests that are here.
+    pub(super) fn ids(&self) -> Vec<RequestId> {
+        let seats = self.seats.values().map(|seated| seated.active.request.id);
+        self.arriving.keys().chain(self.departing.keys()).copied().chain(seats).collect()
+    }
+
+    /// Counters and gauges by name.
+    pub(crate) fn stats(&self) -> Vec<(&'static str, usize)> {
+        let (num_held, num_posted) = self.outbox.counts();
+        let odd = |oddity| self.oddities.get(&oddity).copied().unwrap_or_default();
+        vec![
+            ("num_rooms", self.machines.as_ref().map_or(0, Machines::num_live)),
+            ("num_arriving", self.arriving.len()),
+            ("num_landing", self.landings().count()),
+            ("num_seated", self.seats.len()),
+            ("num_departing", self.departing.len()),
+            ("num_tickets_waiting", num_held),
+            ("num_tickets_posted", num_posted),
+            ("num_recomputed", self.num_recomputed),
+            ("num_stale_proofs", self.num_stale_proofs),
+            ("num_late_messages", odd(Oddity::Late)),
+            ("num_early_messages", odd(Oddity::Early)),
+            ("num_strange_messages", odd(Oddity::Stranger)),
+            ("num_repeated_messages", odd(Oddity::Repeated)),
+            ("num_unremembered_rooms", odd(Oddity::Full)),
+        ]
+    }
+
+    /// What a request waits for on the other side; None if it is not here.
+    pub(crate) fn explain(&self, id: RequestId) -> Option<String> {
+        let phase = |key: RoomKey| {
+            let machines = self.machines.as_ref();
+            let receiving =
+                machines.and_then(|m| m.receiving(key)).map(|room| format!("{:?}", room.phase()));
+            let sending =
+                machines.and_then(|m| m.sending(key)).map(|room| format!("{:?}", room.phase()));
+            receiving.or(sending).unwrap_or_else(|| "over".into())
+        };
+        let named = |key: RoomKey| format!("room {} of {} is {}", key.room.0, key.peer, phase(key));
+        if let Some(arriving) = self.arriving.get(&id) {
+            let why = match (&arriving.landing, arriving.waits_for) {
+                (Some(_), _) => "has a place for its prompt".into(),
+                (None, Some(wait)) => format!("waits for a place for its prompt: it {wait}"),
+                (None, None) => "waits until its prompt is about to be computed".into(),
+            };
+            return Some(format!("{why}; {}", named(arriving.key)));
+        }
+        if let Some(departing) = self.departing.get(&id) {
+            return Some(format!("{}; {}", departing.explain(), named(departing.key)));
+        }
+        let is_seated = self.seats.values().any(|seated| seated.active.request.id == id);
+        is_seated.then(|| "has its prompt and waits for a row".into())
+    }
+
     /// Requests that have a landing, with what they hold.
     pub(crate) fn landings(&self) -> impl Iterator<Item = (&Request, &Landing)> {
         self.arriving.values().filter_map(|arriving| {

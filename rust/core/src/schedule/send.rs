@@ -46,17 +46,23 @@ pub(crate) enum Stage {
     Moving,
 }
 
-/// What one ticket sends: block ids by group, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the groups")]
-pub struct Sources {
-    pub full: Vec<u32>,
-    pub swa: Vec<u32>,
-    pub state: Option<u32>,
-    pub aux: Option<u32>,
+/// What one ticket reads: full blocks, and with the last chunk window blocks, slot and aux row.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) full: Vec<u32>,
+    pub(super) tail: Option<(Vec<u32>, u32, u32)>,
 }
 
 impl Departing {
+    pub(super) fn explain(&self) -> &'static str {
+        match self.stage {
+            Stage::Parked(_) => "waits for its turn to ask for a place",
+            Stage::Wanted(..) => "has asked for a place",
+            Stage::Computing(_) | Stage::Moving => "is computed and sent chunk by chunk",
+            Stage::Computed(_) => "is computed; its last chunks are on their way",
+        }
+    }
+
     pub(super) fn holds_aux(&self) -> bool {
         matches!(self.stage, Stage::Wanted(..) | Stage::Computing(_))
     }
@@ -103,13 +109,18 @@ impl Scheduler {
             departing.stage = Stage::Wanted(request, aux);
             let key = departing.key;
             self.rooms.parked.remove(&rank);
-            self.want(key);
+            if self.offered(key).is_some() {
+                self.place_found(id);
+            } else {
+                self.want(key);
+            }
         }
     }
 
-    /// There is a place for the prompt on the other side, which has the first `num_cached` full
-    /// blocks: it is computed.
-    pub(super) fn place_found(&mut self, id: RequestId, num_cached: usize) {
+    /// There is a place for the prompt on the other side: it is computed, in its turn.
+    pub(super) fn place_found(&mut self, id: RequestId) {
+        let key = self.rooms.departing.get(&id).map(|departing| departing.key);
+        let Some(num_cached) = key.and_then(|key| self.offered(key)) else { return };
         let Some(departing) = self.rooms.departing.get_mut(&id) else { return };
         let stage = std::mem::replace(&mut departing.stage, Stage::Moving);
         let Stage::Wanted(request, aux) = stage else {
@@ -158,7 +169,7 @@ impl Scheduler {
         let full = read_full(active, ticket, departing.num_sent..num_full)?;
         departing.num_sent = num_full;
         let key = departing.key;
-        self.send(key, ticket, Sources { full, ..Sources::default() }, false);
+        self.send(key, ticket, Sources { full, tail: None });
         Ok(())
     }
 
@@ -186,7 +197,7 @@ impl Scheduler {
         let Ok(sources) = read else { return Some(Finish::Violation) };
         departing.stage = Stage::Computed(finish);
         let key = departing.key;
-        self.send(key, ticket, sources, true);
+        self.send(key, ticket, sources);
         None
     }
 
@@ -198,10 +209,9 @@ impl Scheduler {
 
     /// The other side has everything.
     pub(super) fn departed(&mut self, id: RequestId) {
-        if let Some(departing) = self.rooms.take_departing(id) {
-            if let Stage::Computed(finish) = departing.stage {
-                self.untold.push(id, None, Some(finish));
-            }
+        let departing = self.rooms.take_departing(id);
+        if let Some(Departing { stage: Stage::Computed(finish), .. }) = departing {
+            self.untold.push(id, None, Some(finish));
         }
     }
 
@@ -245,6 +255,5 @@ fn read_last(
     let swa = tables.swa.read_by(ticket, tail)?.into_iter().map(BlockId::get).collect();
     tables.slot.read_by(ticket)?;
     aux.read_by(ticket)?;
-    let (state, aux) = (Some(tables.slot.id().get()), Some(aux.id().get()));
-    Ok(Sources { full, swa, state, aux })
+    Ok(Sources { full, tail: Some((swa, tables.slot.id().get(), aux.id().get())) })
 }

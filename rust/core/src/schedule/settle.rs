@@ -6,8 +6,9 @@ use crate::error::Error;
 use crate::ids::{RequestId, StepId};
 use crate::request::{Finish, Phase};
 use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
-use crate::transfer::message::{Message, Reason};
+use crate::transfer::message::Message;
 use crate::transfer::proof::Evidence;
+use crate::transfer::receiving::Inspection;
 
 /// What happened outside.
 #[derive(Clone, Copy, Debug)]
@@ -41,22 +42,38 @@ pub enum Event<'a> {
     TicketEnded {
         /// Which.
         ticket: Ticket,
-        /// All of it has landed.
-        ok: bool,
+        /// All of it has landed; otherwise it failed.
+        landed: bool,
+        /// Over what was read for it: a sum over its items, each with its place in the prompt.
+        digest: u64,
     },
-    /// An aux row was read, and what landed was checked.
-    Checked {
+    /// An aux row was read, and what landed was looked at.
+    Inspected {
         /// As in the [`Check`](super::Check).
         key: RoomKey,
-        /// The first token, or what does not hold.
-        found: Result<i32, Reason>,
+        /// From the aux row.
+        first_token: i32,
+        /// What was found.
+        found: &'a Inspection,
     },
-    /// A peer process can write no more, for this reason.
+    /// A peer process is gone.
     PeerGone {
         /// Which.
         incarnation: Incarnation,
-        /// How that is known.
+        /// What is known of it; what proves nothing leaves quarantined what it may write.
+        evidence: Option<Evidence>,
+    },
+    /// This worker cut a peer's way in.
+    Fenced {
+        /// Whose.
+        incarnation: Incarnation,
+        /// How.
         evidence: Evidence,
+    },
+    /// A peer that lives connects anew; to be told before the new connection carries anything.
+    Reconnected {
+        /// Which.
+        incarnation: Incarnation,
     },
     /// Microseconds of a monotonic clock.
     Tick(u64),
@@ -176,9 +193,9 @@ impl Scheduler {
                 }
                 Event::Tick(now_us) => {
                     self.now_us = self.now_us.max(now_us);
-                    self.tick_rooms();
+                    self.room_event(event);
                 }
-                ref event => self.room_event(event),
+                _ => self.room_event(event),
             }
         }
         self.pools.reclaim(self.done);
@@ -202,7 +219,6 @@ impl Scheduler {
             }
             match *event {
                 Event::Stopped(id) if !self.knows(id) => return Err(Error::UnknownRequest(id)),
-                Event::Checked { key, found: Ok(token) } => self.check_first(key, token)?,
                 _ => {}
             }
         }

@@ -174,3 +174,9 @@ fn mixed(room: Room, epoch: Epoch) -> u64 {
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+/// The digest over all chunks: the sum of theirs, as theirs are sums over their items. Whoever looks at
+/// all of it at once comes to the same, however it was divided.
+pub fn fold(digests: impl Iterator<Item = u64>) -> u64 {
+    digests.fold(0, u64::wrapping_add)
+}

@@ -4,6 +4,7 @@
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
 //! - `lifecycles`, `window`, `prefix`, `flight`, `drafts`, `refusals`: one behaviour each, by name
+//! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`
 //! - `largest`: the largest legal step of every model fits its layout
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
@@ -18,9 +19,11 @@ mod handles;
 mod largest;
 mod lifecycles;
 mod model;
+mod pair;
 mod prefix;
 mod progress;
 mod referee;
 mod refusals;
 mod rng;
+mod transfers;
 mod window;
