@@ -12,6 +12,7 @@ from typing_extensions import Buffer
 _Int32s: TypeAlias = Buffer | NDArray[np.int32]  # before Python 3.12 checkers do not know that arrays are buffers
 
 __all__ = [
+    "Band",
     "Core",
     "Field",
     "Geometry",
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "PoolSizes",
+    "Recipe",
     "StepDone",
     "Stopped",
     "Tick",
@@ -136,6 +138,40 @@ class Limits:
     def checkpoint_tokens(self) -> int: ...
 
 @final
+class Band:
+    """What holds from some number of requests, running or waiting, on."""
+
+    def __new__(cls, *, name: str, min_requests: int, max_num_requests: int, max_num_tokens: int) -> Band: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def min_requests(self) -> int: ...
+    @property
+    def max_num_requests(self) -> int: ...
+    @property
+    def max_num_tokens(self) -> int: ...
+
+@final
+class Recipe:
+    """Limits per concurrency; the first band holds from one request on, and none asks for more than `Limits`.
+
+    More requests switch up at once; fewer switch down after dwell_steps steps in a row that are margin_percent below
+    the band's edge. Checked by `Core`.
+    """
+
+    def __new__(
+        cls, *, name: str, bands: Sequence[Band], dwell_steps: int = 16, margin_percent: int = 25
+    ) -> Recipe: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def bands(self) -> list[Band]: ...
+    @property
+    def dwell_steps(self) -> int: ...
+    @property
+    def margin_percent(self) -> int: ...
+
+@final
 class MemoryPlan:
     """Outcome of `plan_memory`: pool sizes, their bytes, and what they serve."""
 
@@ -197,6 +233,9 @@ class Plan:
     @property
     def max_seq_len(self) -> int: ...
     @property
+    def band(self) -> int:
+        """Place in the recipe of the band under which the step was chosen."""
+    @property
     def num_restores(self) -> int:
         """State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`."""
     @property
@@ -256,7 +295,10 @@ class Outcome:
 class Core:
     """Plan out, events in. Thread-safe; every call is short; no call blocks."""
 
-    def __new__(cls, geometry: Geometry, sizes: PoolSizes, limits: Limits) -> Core: ...
+    def __new__(
+        cls, geometry: Geometry, sizes: PoolSizes, limits: Limits, recipe: Recipe | None = None
+    ) -> Core:
+        """All blocks are free. Without a recipe the limits hold at every concurrency. Raises ConfigError."""
     @property
     def step_fields(self) -> list[Field]:
         """The step layout: every array, its capacity and offset."""
@@ -303,6 +345,7 @@ class Core:
         num_running, num_prefilling, num_waiting, num_queued_tokens, num_steps_in_flight, oldest_waiting_us
         num_preemptions    times that a running request gave its blocks back and went back to the queue
         num_stalls         times that nothing could move (0 unless a pool is broken)
+        recipe_band, num_recipe_switches   the band in force, and how often it changed
         num_violations     broken invariants found; each cost at most one request
         {full,swa,state}_{free,open,sealed,shared,cached,retired,quarantined}   blocks by state; their sum is _capacity
         {full,swa,state}_reserved   free blocks promised to requests that run
@@ -313,6 +356,8 @@ class Core:
         """
     def explain(self, request_id: int) -> str:
         """What a request is doing and, if it waits, what for: a sentence for people."""
+    def explain_recipe(self) -> str:
+        """Which band of the recipe is in force, since when and why, and when it changes: a sentence for people."""
     def audit(self) -> None:
         """Raises Violation unless every block is in exactly one place."""
     def shutdown(self) -> None:

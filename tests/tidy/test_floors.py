@@ -43,6 +43,7 @@ RUST_FLOORS = (  # lowest first
     {"ids"},
     {"error"},
     {"geometry", "limits", "validate"},
+    {"recipe"},
     {"pool", "block", "budget"},
     {"table"},
     {"prefix"},

@@ -12,6 +12,7 @@ use crate::limits::Limits;
 use crate::metadata::StepLayout;
 use crate::pool::Pool;
 use crate::prefix::find::Sharing;
+use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Decoding, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{Event, Outcome, Plan};
@@ -71,6 +72,14 @@ impl Core {
         };
         let scheduler = Scheduler::new(geometry, sizes, limits)?;
         Ok(Self { scheduler, layout, capacity, closed: false })
+    }
+
+    /// From now on the limits in force are those of the recipe's bands; before, they are the core's
+    /// own at every concurrency.
+    pub fn follow(&mut self, recipe: Recipe) -> Result<(), Error> {
+        recipe.check(&self.scheduler.limits)?;
+        self.scheduler.dispatch = Dispatch::new(recipe);
+        Ok(())
     }
 
     /// From now on a broken invariant panics with the ids, as tests want it, instead of failing
@@ -186,6 +195,8 @@ impl Core {
             ("num_steps_in_flight", scheduler.flights.len()),
             ("num_preemptions", scheduler.num_preemptions),
             ("num_stalls", scheduler.num_stalls),
+            ("recipe_band", scheduler.dispatch.index()),
+            ("num_recipe_switches", scheduler.dispatch.num_switches),
             ("prefix_queries", lookups.requests),
             ("prefix_query_tokens", lookups.tokens),
             ("prefix_hit_tokens", lookups.hits),
@@ -249,6 +260,11 @@ impl Core {
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }
         }
+    }
+
+    /// Which band of the recipe is in force, why, and when it changes: a sentence for people.
+    pub fn explain_recipe(&self) -> String {
+        self.scheduler.dispatch.to_string()
     }
 
     /// Checks that every block is in exactly one place and every request on exactly one list.

@@ -26,6 +26,7 @@ pub mod ids;
 
 pub mod geometry;
 pub mod limits;
+pub mod recipe;
 pub mod validate;
 
 pub mod block;

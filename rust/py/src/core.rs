@@ -14,6 +14,7 @@ use crate::guarded::Guarded;
 use crate::memory::Lent;
 use crate::numbers::{Whole, entries, prompt_ids};
 use crate::plan::{Field, Outcome, Plan};
+use crate::recipe::Recipe;
 use crate::sizes::{Geometry, Limits, PoolSizes};
 
 /// Plan out, events in. Thread-safe; every call is short; no call blocks.
@@ -41,14 +42,19 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
+    #[pyo3(signature = (geometry, sizes, limits, recipe = None))]
     fn new(
         py: Python<'_>,
         geometry: &Geometry,
         sizes: &PoolSizes,
         limits: &Limits,
+        recipe: Option<&Recipe>,
     ) -> PyResult<Self> {
         let core = dsv4_core::Core::new(geometry.0.clone(), &sizes.0, limits.0.clone());
-        let core = core.map_err(|e| raised(py, &e))?;
+        let mut core = core.map_err(|e| raised(py, &e))?;
+        if let Some(Recipe(recipe)) = recipe {
+            core.follow(recipe.clone()).map_err(|e| raised(py, &e))?;
+        }
         let (layout, capacity) = (core.layout().clone(), *core.capacity());
         Ok(Self { inner: Guarded::new(core), layout, capacity })
     }
@@ -141,6 +147,11 @@ impl Core {
     /// What a request is doing and, if it waits, for what.
     fn explain(&self, py: Python<'_>, request_id: u64) -> PyResult<String> {
         self.call(py, |core| Ok(core.explain(RequestId(request_id))))
+    }
+
+    /// Which band of the recipe is in force, why, and when it changes.
+    fn explain_recipe(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, |core| Ok(core.explain_recipe()))
     }
 
     /// Raises Violation unless every block is in exactly one place.

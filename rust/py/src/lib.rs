@@ -7,6 +7,7 @@ mod guarded;
 mod memory;
 mod numbers;
 mod plan;
+mod recipe;
 mod sampling;
 mod sizes;
 
@@ -23,6 +24,8 @@ mod _core {
     use crate::event::{StepDone, Stopped, Tick};
     #[pymodule_export]
     use crate::plan::{Field, Outcome, Plan};
+    #[pymodule_export]
+    use crate::recipe::{Band, Recipe};
     #[pymodule_export]
     use crate::sampling::check_sampling;
     #[pymodule_export]

@@ -75,6 +75,12 @@ impl Plan {
         self.0.max_seq_len
     }
 
+    /// Place in the recipe of the band under which the step was chosen.
+    #[getter]
+    fn band(&self) -> usize {
+        self.0.band
+    }
+
     /// State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`.
     #[getter]
     fn num_restores(&self) -> usize {

@@ -18,6 +18,8 @@ pub struct Plan {
     pub num_c128: usize,
     pub num_prefill_tokens: usize,
     pub max_seq_len: usize,
+    /// Place of the recipe's band under which the step was chosen.
+    pub band: usize,
     /// State slots to copy before the step's kernels, and after them.
     pub num_restores: usize,
     pub num_saves: usize,
@@ -36,6 +38,7 @@ pub struct Plan {
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
     pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+        self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
             self.choose(); // without those that failed
@@ -132,6 +135,7 @@ impl Scheduler {
         plan.num_c4 = arrays.num_c4();
         plan.num_c128 = arrays.num_c128();
         plan.max_seq_len = arrays.max_seq_len;
+        plan.band = self.dispatch.index();
         plan
     }
 

@@ -30,12 +30,14 @@ use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
+use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
 
 /// Requests, pools and steps in flight.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) limits: Limits,
+    pub(crate) dispatch: Dispatch,
     pub(crate) geometry: Geometry,
     ratios: Vec<usize>,
     pub(crate) pools: Pools,
@@ -92,6 +94,7 @@ impl Scheduler {
             ratios: geometry.ratios_in_use(),
             chosen: Vec::with_capacity(most_rows),
             running: Vec::with_capacity(most_rows),
+            dispatch: Dispatch::new(Recipe::fixed(&limits)),
             limits,
             geometry,
             requests: Requests::default(),
@@ -155,7 +158,7 @@ impl Scheduler {
             self.pools.reclaim(self.done);
         }
         self.choose_decodes();
-        let budget = self.limits.max_num_tokens - self.chosen.len();
+        let budget = self.dispatch.band().max_num_tokens.saturating_sub(self.chosen.len());
         let budget = self.choose_chunks(budget);
         self.choose_starts(budget);
     }

@@ -3,7 +3,7 @@
 //! - `conservation`: pools, handles and tables against a naive model, millions of operations
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
-//! - `lifecycles`, `window`, `prefix`, `flight`, `refusals`: one behaviour each, by name
+//! - `lifecycles`, `window`, `prefix`, `flight`, `recipes`, `refusals`: one behaviour each, by name
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
 
@@ -16,6 +16,7 @@ mod lifecycles;
 mod model;
 mod prefix;
 mod progress;
+mod recipes;
 mod referee;
 mod refusals;
 mod rng;
