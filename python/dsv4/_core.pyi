@@ -295,9 +295,7 @@ class Outcome:
 class Core:
     """Plan out, events in. Thread-safe; every call is short; no call blocks."""
 
-    def __new__(
-        cls, geometry: Geometry, sizes: PoolSizes, limits: Limits, recipe: Recipe | None = None
-    ) -> Core:
+    def __new__(cls, geometry: Geometry, sizes: PoolSizes, limits: Limits, recipe: Recipe | None = None) -> Core:
         """All blocks are free. Without a recipe the limits hold at every concurrency. Raises ConfigError."""
     @property
     def step_fields(self) -> list[Field]:

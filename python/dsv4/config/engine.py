@@ -21,6 +21,7 @@ class EngineConfig:
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
     max_num_queued_reqs, max_num_queued_tokens   bounds of the queue; None: 4 x max_num_seqs, 16 x max_model_len
+    recipe                  limits by device and load: a name in config/recipes, or the path of a .toml file
     enable_prefix_caching   requests reuse the KV blocks of others that began with the same tokens
     prefix_cache_retention_interval   tokens between places inside a prompt where others can start; 0: end, forks
     seed                    seeds the draws of requests that bring none, and dummy weights
@@ -40,6 +41,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
+    recipe: str = "auto"
     enable_prefix_caching: bool = True
     prefix_cache_retention_interval: int = 8192
     default_thinking: bool = True

@@ -76,6 +76,7 @@ class Driver:
         self._gate = threading.Lock()  # between "the inbox is closed" and "put into the inbox"
         self._accepting = True
         self._stopping = False
+        self._band = 0  # in which a core begins
         self._thread = threading.Thread(target=self._run, name="dsv4-driver", daemon=True)
 
     # ------------------------------------------------------------------ for every thread
@@ -261,7 +262,10 @@ class Driver:
         future.set_result(None)
 
     def _note_planned(self, plan: Plan) -> None:
-        """Which requests run for the first time; looked at only while there are some that never ran."""
+        """Which limits are in force; which requests run for the first time, while there are some that never ran."""
+        if plan.band != self._band:
+            self._band = plan.band
+            log.info(self._the_core.explain_recipe())
         if not self._unplanned:
             return
         now = self.clock()
