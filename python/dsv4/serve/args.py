@@ -161,6 +161,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("--api-key-file", "serve", help="file with one key per line", field="api_key_file"),
     Setting("--insecure", "serve", switch, "bind other addresses than loopback without a key", bare=True),
+    Setting("--share-prefix-cache", "serve", switch, "keys may reuse each other's prefixes", bare=True),
     Setting(
         "--sse-keep-alive-interval",
         "serve",
