@@ -160,8 +160,7 @@ impl Scheduler {
     /// The positions of `row` are in flight: the window slides, and after its last chunk a
     /// request decodes.
     fn move_on(&mut self, row: &Row, step: StepId, sample: usize) {
-        // The window is sent with one position more than the next token sees.
-        let tail = usize::from(self.rooms.departs(row.id));
+        let departs = self.rooms.departs(row.id);
         let phase = self.requests.at_mut(row.place);
         if let Phase::Decoding(decoding) = phase {
             decoding.plan(step, sample);
@@ -169,7 +168,10 @@ impl Scheduler {
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            let start = self.geometry.window_start(active.planned).saturating_sub(tail);
+            // What is sent behind a whole prompt begins a position before what its next token sees.
+            let is_sent = departs && active.planned == active.request.tokens.len();
+            let start = self.geometry.window_start(active.planned);
+            let start = start.saturating_sub(usize::from(is_sent));
             active.slide(start, step, &self.geometry);
         }
     }

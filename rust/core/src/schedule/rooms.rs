@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::outbox::{Outbox, Posting};
 use super::receive::{Arriving, Landing};
-use super::send::Departing;
+use super::send::{Departing, Turns};
 use crate::ids::{BlockId, Group, RequestId};
 use crate::request::{Decoding, Rank, Request};
 use crate::transfer::action::Oddity;
@@ -109,8 +109,7 @@ pub(crate) struct Rooms {
     pub(super) seats: BTreeMap<Rank, Decoding>,
     /// Their tokens are generated elsewhere.
     pub(super) departing: BTreeMap<RequestId, Departing>,
-    /// Those of them that have not asked for a place, in the order in which they will.
-    pub(super) parked: BTreeMap<Rank, RequestId>,
+    pub(super) turns: Turns,
     pub(super) by_key: BTreeMap<RoomKey, RequestId>,
     /// None: this worker has no rooms.
     pub(super) machines: Option<Machines>,
@@ -257,9 +256,7 @@ impl Rooms {
     pub(super) fn take_departing(&mut self, id: RequestId) -> Option<Departing> {
         let departing = self.departing.remove(&id)?;
         self.by_key.remove(&departing.key);
-        if let Some(rank) = departing.parked_rank() {
-            self.parked.remove(&rank);
-        }
+        self.turns.leave(&departing);
         Some(departing)
     }
 }

@@ -42,9 +42,9 @@ impl Scheduler {
         match machines.side() {
             Side::Prefill => {
                 machines.send(key, prompt, lengths).map_err(|denied| refused(key, denied))?;
+                self.rooms.turns.park(key.peer, &request);
                 let stage = Stage::Parked(Box::new(request));
                 self.rooms.departing.insert(id, Departing { key, stage, num_sent: 0 });
-                self.rooms.parked.insert(rank, id);
             }
             Side::Decode => {
                 let ranks = &transfer.peer_ranks;

@@ -4,7 +4,8 @@
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
 //! - `lifecycles`, `window`, `prefix`, `flight`, `drafts`, `refusals`: one behaviour each, by name
-//! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`
+//! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`;
+//!   `storm`: the same under loss, repetition, reordering, late landing and aborts
 //! - `largest`: the largest legal step of every model fits its layout
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
@@ -25,5 +26,6 @@ mod progress;
 mod referee;
 mod refusals;
 mod rng;
+mod storm;
 mod transfers;
 mod window;
