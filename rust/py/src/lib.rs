@@ -5,8 +5,10 @@ mod error;
 mod event;
 mod guarded;
 mod memory;
+mod message;
 mod numbers;
 mod plan;
+mod rooms;
 mod sampling;
 mod sizes;
 
@@ -22,7 +24,11 @@ mod _core {
     #[pymodule_export]
     use crate::event::{StepDone, Stopped, Tick};
     #[pymodule_export]
+    use crate::message::Message;
+    #[pymodule_export]
     use crate::plan::{Field, Outcome, Plan};
+    #[pymodule_export]
+    use crate::rooms::{Errands, Posting, RoomEvent, Transfer};
     #[pymodule_export]
     use crate::sampling::check_sampling;
     #[pymodule_export]

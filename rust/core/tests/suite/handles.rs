@@ -39,7 +39,7 @@ struct Handles {
     tickets: BTreeMap<Ticket, Vec<u32>>,
     touched: Vec<(usize, usize)>,
     /// Keys and tickets are numbered, and none is used again.
-    newest_key: u64,
+    newest_key: usize,
     num_stale: usize,
     /// The life that each block was last handed out in.
     lives: Vec<Option<u32>>,
@@ -196,7 +196,7 @@ impl Handles {
     /// A proof that comes late, or twice, or of a writer nobody knows.
     fn discharge_stale(&mut self, rng: &mut Rng) {
         let before = self.pool.counts();
-        let key = key(1 + rng.below(self.newest_key as usize + 2) as u64);
+        let key = key(1 + rng.below(self.newest_key + 2));
         if !self.writers.contains_key(&key) {
             assert_eq!(self.pool.discharge(&key), 0);
             assert_eq!(self.pool.counts(), before, "a stale proof changed something");
@@ -225,7 +225,7 @@ impl Handles {
     /// A transfer reads some of what is held.
     fn read(&mut self, rng: &mut Rng) {
         self.newest_key += 1;
-        let ticket = Ticket(self.newest_key);
+        let ticket = Ticket(self.newest_key as u64);
         let mut ids = vec![];
         for block in &self.open {
             if rng.once_in(4) {
@@ -350,9 +350,9 @@ impl Handles {
     }
 }
 
-fn key(number: u64) -> WriterKey {
+fn key(number: usize) -> WriterKey {
     let peer = PeerRank { incarnation: Incarnation(1), rank: 0 };
-    WriterKey { room: Room(number), epoch: Epoch(0), peer }
+    WriterKey { room: Room(number as u64), epoch: Epoch(0), peer }
 }
 
 /// Runs `num_operations` operations over pools of many sizes; returns how many there were.
