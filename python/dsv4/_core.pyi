@@ -221,7 +221,7 @@ class Plan:
     def num_prefill_tokens(self) -> int: ...
     @property
     def num_forwarded(self) -> int:
-        """Tokens that the step before samples; `token_sources` says which sample each is, -1 that `token_ids` has it."""
+        """Tokens that the step before samples; `token_sources` says which sample each is."""
     @property
     def num_draft_tokens(self) -> int:
         """Tokens that are drafts, to be verified: the last `draft_widths[b]` of row b."""
@@ -244,7 +244,7 @@ class Plan:
         """Request of each row, in row order."""
     @property
     def sample_request_ids(self) -> list[int]:
-        """Request of each sample, in the order of `sample_tokens`; with drafts one has several, in order of position."""
+        """Request of each sample, in the order of `sample_tokens`, in order of position."""
     @property
     def sample_positions(self) -> list[int]:
         """How many tokens the request had generated before each sample (0 for its first), drafts included."""

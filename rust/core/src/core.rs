@@ -4,7 +4,7 @@
 //! give the same plans, on any machine.
 
 use crate::audit;
-use crate::budget::PoolSizes;
+use crate::budget::{self, PoolSizes};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
@@ -57,8 +57,7 @@ pub struct Core {
 impl Core {
     /// A core with all blocks free.
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
-        geometry.check()?;
-        limits.check_with(&geometry)?;
+        budget::check(&geometry, &limits)?;
         sizes.check(&geometry, &limits)?;
         let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
         if limits.prefix_cache && !divides {

@@ -25,7 +25,6 @@ pub mod error;
 pub mod ids;
 
 pub mod geometry;
-
 pub mod limits;
 pub mod validate;
 
