@@ -10,7 +10,7 @@ use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::limits::Limits;
 use crate::metadata::StepLayout;
-use crate::pool::Pool;
+use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
 use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
@@ -42,6 +42,8 @@ pub struct NewRequest<'a> {
     pub transfer: Option<Transfer>,
 }
 
+/// Most ranks that write to one.
+pub const MAX_PEER_RANKS: usize = 1024;
 /// Bytes of the longest salt.
 pub const MAX_SALT_BYTES: usize = 256;
 
@@ -91,8 +93,11 @@ impl Core {
         if self.scheduler.rooms.side().is_some() {
             return Err(Error::Config("a core is told its side once".into()));
         }
-        if settings.max_rooms == 0 {
-            return Err(Error::Config("max_rooms is 0; a room needs a place".into()));
+        let max_rooms = settings.max_rooms;
+        if !(1..=MAX_REMOTE).contains(&max_rooms) {
+            return Err(Error::Config(format!(
+                "max_rooms is {max_rooms}; it must be from 1 to {MAX_REMOTE}"
+            )));
         }
         self.scheduler.rooms.open(settings);
         Ok(())
@@ -319,6 +324,7 @@ impl Core {
 fn check_transfer(other: &Transfer, side: Side) -> Result<(), Error> {
     let rooms = 0..=i128::from(Room::MAX);
     validate::check_whole("room", i128::from(other.room.0), rooms, |_| "draw another".into())?;
+    validate::check_count("peer_ranks", other.peer_ranks.len(), MAX_PEER_RANKS)?;
     let mut ranks = other.peer_ranks.clone();
     ranks.sort_unstable();
     ranks.dedup();

@@ -160,16 +160,16 @@ impl Scheduler {
     /// The positions of `row` are in flight: the window slides, and after its last chunk a
     /// request decodes.
     fn move_on(&mut self, row: &Row, step: StepId, sample: usize) {
-        let departs = self.rooms.departs(row.id);
         let phase = self.requests.at_mut(row.place);
+        let mut is_sent = false;
         if let Phase::Decoding(decoding) = phase {
             decoding.plan(step, sample);
         } else if let Phase::Prefilling(prefilling) = self.requests.take(row.place) {
+            is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
             // What is sent behind a whole prompt begins a position before what its next token sees.
-            let is_sent = departs && active.planned == active.request.tokens.len();
             let start = self.geometry.window_start(active.planned);
             let start = start.saturating_sub(usize::from(is_sent));
             active.slide(start, step, &self.geometry);

@@ -228,7 +228,7 @@ impl Rooms {
 
     /// Are the tokens of this request generated elsewhere?
     pub(super) fn departs(&self, id: RequestId) -> bool {
-        self.departing.contains_key(&id)
+        !self.departing.is_empty() && self.departing.contains_key(&id)
     }
 
     /// May a request of this rank not start, because one before it has waited too long to land?

@@ -70,6 +70,7 @@ impl Scheduler {
     }
 
     /// What happened outside that concerns rooms.
+    #[cold] // beside the steps of a core without rooms
     pub(super) fn room_event(&mut self, event: &Event<'_>) {
         let Some(machines) = &mut self.rooms.machines else { return };
         let actions = match *event {
@@ -115,10 +116,15 @@ impl Scheduler {
 
     /// After all events: what can land lands, what is next in turn asks for a place, and tickets
     /// that waited go.
+    #[inline]
     pub(super) fn move_rooms(&mut self) {
-        if self.rooms.machines.is_none() {
-            return;
+        if self.rooms.machines.is_some() {
+            self.move_them();
         }
+    }
+
+    #[inline(never)]
+    fn move_them(&mut self) {
         self.land_waiting();
         self.want_next();
         self.post_waiting();

@@ -246,9 +246,11 @@ impl Scheduler {
         id: RequestId,
         finish: Finish,
     ) -> Option<Finish> {
-        if !self.rooms.departs(id) {
-            return Some(finish);
-        }
+        if self.rooms.departs(id) { self.send_rest(place, id, finish) } else { Some(finish) }
+    }
+
+    #[cold]
+    fn send_rest(&mut self, place: Place, id: RequestId, finish: Finish) -> Option<Finish> {
         if finish == Finish::NonFinite {
             self.give_up_room(id, Reason::NonFinite);
             return Some(finish);
