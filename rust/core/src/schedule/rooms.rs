@@ -9,6 +9,7 @@
 //! Requests are here, outside the queue and the running list, as long as the other side has to act.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::outbox::{Outbox, Posting};
 use super::receive::{Arriving, Landing};
@@ -145,6 +146,12 @@ impl Rooms {
         if arriving.landing.is_none() {
             self.wanted.insert(arriving.request.rank, arriving.request.id);
         }
+    }
+
+    /// The first that may land after this one.
+    pub(super) fn wanted_after(&self, rank: Option<Rank>) -> Option<(Rank, RequestId)> {
+        let from = rank.map_or(Bound::Unbounded, Bound::Excluded);
+        self.wanted.range((from, Bound::Unbounded)).next().map(|(&rank, &id)| (rank, id))
     }
 
     /// All requests that are here.

@@ -186,8 +186,11 @@ impl Scheduler {
                     self.spare_rows.push(rows);
                 }
                 Event::Stopped(id) => {
-                    if let Some(place) = self.requests.place_of(id) {
-                        self.end(place);
+                    let is_here = match self.requests.place_of(id) {
+                        Some(place) => self.end(place) == id,
+                        None => self.leave_seat(id),
+                    };
+                    if is_here {
                         outcome.push(id, None, Some(Finish::Stopped));
                     }
                 }

@@ -505,6 +505,57 @@ fn a_prompt_that_landed_waits_for_a_row_and_then_decodes() {
 }
 
 #[test]
+fn a_request_that_waits_for_a_row_can_be_stopped_and_aborted() {
+    for stops in [true, false] {
+        let limits = Limits { max_num_requests: 1, ..limits() };
+        let mut pair = narrow(sizes(64, 128, 3), &limits);
+        let [[_, first], [_, second]] = [pair.submit(1, 600, 40), pair.submit(2, 600, 4)];
+        while pair.stat(D, "num_seated") == 0 || pair.stat(D, "num_running") == 0 {
+            pair.pump();
+            pair.step(P);
+            pair.step(D);
+        }
+        if stops {
+            pair.advance(D, Event::Stopped(second));
+        } else {
+            assert!(pair.sides[D].core.abort(second));
+        }
+        assert_eq!(pair.stat(D, "num_seated"), 0);
+        pair.run();
+        let code = if stops { vec![3] } else { vec![] };
+        assert_eq!((pair.ends(D, first), pair.ends(D, second)), (vec![2], code));
+        pair.assert_at_rest();
+    }
+}
+
+/// A stream of short requests of its own keeps the pools of D busy; the long arrival is overtaken for
+/// so many steps and no more.
+#[test]
+fn an_arrival_that_waited_long_enough_holds_the_queue_back() {
+    let limits = Limits { aging_steps: 20, max_num_requests: 4, ..limits() };
+    let mut pair = narrow(sizes(8, 60, 8), &limits);
+    for _ in 0..4 {
+        pair.sides[D].submit(300, 30);
+    }
+    pair.step(D);
+    let [_, long] = pair.submit(1, 1800, 4);
+    let mut num_steps = 0;
+    while pair.tokens(D, long).is_empty() {
+        pair.pump();
+        pair.step(P);
+        if pair.sides[D].stat("num_waiting") == 0 {
+            pair.sides[D].submit(300, 30);
+        }
+        pair.step(D);
+        num_steps += 1;
+        assert!(num_steps < 200, "{}", pair.sides[D].core.explain(long));
+    }
+    assert!(num_steps > 20, "it was overtaken first");
+    pair.run();
+    pair.assert_at_rest();
+}
+
+#[test]
 fn a_landing_leaves_what_those_that_run_need_to_finish() {
     // Whoever runs may grow to 5 blocks of 6; a landing of 2 would take what it needs.
     let mut pair = narrow(sizes(6, 128, 8), &limits());
