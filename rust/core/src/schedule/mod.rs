@@ -8,6 +8,9 @@
 //! 4. what was chosen is checked, written into the arrays, and is in flight (`launch`).
 //!
 //! Events come in afterwards and settle what was in flight, oldest first (`settle`).
+//!
+//! Requests with another side are outside of this as long as that side has to act: `rooms` and `seam`
+//! say how, `receive` and `arrive` are one side of it, `turns`, `send` and `outbox` the other.
 
 mod arrive;
 mod decode;
@@ -21,6 +24,7 @@ mod rooms;
 mod seam;
 mod send;
 mod settle;
+mod turns;
 
 use std::collections::VecDeque;
 

@@ -13,7 +13,8 @@ use std::ops::Bound;
 
 use super::outbox::{Outbox, Posting};
 use super::receive::{Arriving, Landing};
-use super::send::{Departing, Turns};
+use super::send::Departing;
+use super::turns::Turns;
 use crate::ids::{BlockId, Group, RequestId};
 use crate::request::{Decoding, Rank, Request};
 use crate::transfer::action::Oddity;
