@@ -456,7 +456,9 @@ class Core:
         no_cache   reads nothing of the prefix cache and leaves nothing in it
         transfer   its other side, on a core that was told which one it is itself
         """
-    def open_rooms(self, side: str, *, transport: str, max_rooms: int, max_bytes_in_flight: int) -> None:
+    def open_rooms(
+        self, side: str, *, transport: str, max_rooms: int, max_bytes_in_flight: int, deadline_ms: int = 300_000
+    ) -> None:
         """From now on requests may have another side; told once, before the first of them.
 
         side                 "prefill" or "decode"
@@ -464,6 +466,7 @@ class Core:
                              evidence that a writer is gone depends on it
         max_rooms            live and remembered ones
         max_bytes_in_flight  to one peer; a single ticket may be larger
+        deadline_ms          how long a request waits for its other side, which may never hear of the room
         """
     def plan(self, memory: _Int32s) -> Plan | None:
         """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).

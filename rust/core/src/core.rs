@@ -93,6 +93,9 @@ impl Core {
         if self.scheduler.rooms.side().is_some() {
             return Err(Error::Config("a core is told its side once".into()));
         }
+        if settings.deadline_ms == 0 {
+            return Err(Error::Config("deadline_ms is 0; no prompt comes at once".into()));
+        }
         let max_rooms = settings.max_rooms;
         if !(1..=MAX_REMOTE).contains(&max_rooms) {
             return Err(Error::Config(format!(

@@ -116,7 +116,7 @@ impl Core {
     }
 
     /// From now on requests may have another side; told once, before the first of them.
-    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight))]
+    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight, deadline_ms = 300_000))]
     fn open_rooms(
         &self,
         py: Python<'_>,
@@ -124,8 +124,9 @@ impl Core {
         transport: &str,
         max_rooms: usize,
         max_bytes_in_flight: u64,
+        deadline_ms: u64,
     ) -> PyResult<()> {
-        let settings = settings(side, transport, max_rooms, max_bytes_in_flight)?;
+        let settings = settings(side, transport, max_rooms, max_bytes_in_flight, deadline_ms)?;
         self.call(py, |core| core.open_rooms(&settings))
     }
 

@@ -49,6 +49,7 @@ pub(crate) fn settings(
     transport: &str,
     max_rooms: usize,
     max_bytes_in_flight: u64,
+    deadline_ms: u64,
 ) -> PyResult<RoomSettings> {
     Ok(RoomSettings {
         side: named("side", &SIDES, side)?,
@@ -56,6 +57,7 @@ pub(crate) fn settings(
         timing: Timing::default(),
         max_rooms,
         max_bytes_in_flight,
+        deadline_ms,
     })
 }
 

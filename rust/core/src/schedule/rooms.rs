@@ -57,6 +57,9 @@ pub struct RoomSettings {
     pub max_rooms: usize,
     /// Most bytes on their way to one peer; a single ticket may be larger.
     pub max_bytes_in_flight: u64,
+    /// How long a request waits for its other side, from its submission on: a peer that lives may
+    /// still never hear of a room.
+    pub deadline_ms: u64,
 }
 
 /// To be reset in this worker's memory before the messages of the same outcome are sent.
@@ -116,6 +119,7 @@ pub(crate) struct Rooms {
     /// None: this worker has no rooms.
     pub(super) machines: Option<Machines>,
     pub(super) outbox: Outbox,
+    deadline_us: u64,
     /// Up to when the machines were told the time.
     pub(super) counted_us: Option<u64>,
     last_ticket: u64,
@@ -127,9 +131,11 @@ pub(crate) struct Rooms {
 impl Rooms {
     /// From now on this worker has rooms.
     pub(crate) fn open(&mut self, settings: &RoomSettings) {
-        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight } = *settings;
+        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight, deadline_ms } =
+            *settings;
         self.machines = Some(Machines::new(side, transport, timing, max_rooms));
         self.outbox = Outbox::new(max_bytes_in_flight);
+        self.deadline_us = deadline_ms.saturating_mul(1000);
     }
 
     pub(crate) fn side(&self) -> Option<Side> {
@@ -153,6 +159,16 @@ impl Rooms {
     pub(super) fn wanted_after(&self, rank: Option<Rank>) -> Option<(Rank, RequestId)> {
         let from = rank.map_or(Bound::Unbounded, Bound::Excluded);
         self.wanted.range((from, Bound::Unbounded)).next().map(|(&rank, &id)| (rank, id))
+    }
+
+    /// The room of the first request that has waited too long.
+    pub(super) fn expired(&self, now_us: u64) -> Option<RoomKey> {
+        let is_over = |since_us: u64| now_us.saturating_sub(since_us) > self.deadline_us;
+        let arriving =
+            self.arriving.first_key_value().map(|(_, a)| (a.request.submitted_us, a.key));
+        let departing = self.departing.first_key_value().map(|(_, d)| (d.submitted_us, d.key));
+        let oldest = [arriving, departing].into_iter().flatten();
+        oldest.filter(|&(since_us, _)| is_over(since_us)).map(|(_, key)| key).next()
     }
 
     /// All requests that are here.

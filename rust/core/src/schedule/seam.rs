@@ -43,8 +43,10 @@ impl Scheduler {
             Side::Prefill => {
                 machines.send(key, prompt, lengths).map_err(|denied| refused(key, denied))?;
                 self.rooms.turns.park(key.peer, &request);
+                let submitted_us = request.submitted_us;
                 let stage = Stage::Parked(Box::new(request));
-                self.rooms.departing.insert(id, Departing { key, stage, num_sent: 0 });
+                let departing = Departing { key, submitted_us, stage, num_sent: 0 };
+                self.rooms.departing.insert(id, departing);
             }
             Side::Decode => {
                 let ranks = &transfer.peer_ranks;
@@ -87,6 +89,10 @@ impl Scheduler {
             Event::Fenced { incarnation, evidence } => machines.fenced(incarnation, evidence),
             Event::Reconnected { incarnation } => machines.reconnected(incarnation),
             Event::Tick(now_us) => {
+                while let Some(key) = self.rooms.expired(self.now_us) {
+                    self.abort_key(key, Reason::Deadline);
+                }
+                let Some(machines) = &mut self.rooms.machines else { return };
                 let before_us = self.rooms.counted_us.unwrap_or(now_us);
                 let elapsed = now_us.saturating_sub(before_us) / MILLISECOND_US;
                 self.rooms.counted_us = Some(before_us + elapsed * MILLISECOND_US);

@@ -23,6 +23,7 @@ use crate::transfer::message::Reason;
 #[derive(Debug)]
 pub(crate) struct Departing {
     pub(super) key: RoomKey,
+    pub(super) submitted_us: u64,
     pub(crate) stage: Stage,
     /// Full blocks before this index are in tickets, or were on the other side before.
     pub(super) num_sent: usize,

@@ -126,6 +126,7 @@ fn offered() -> (Core, RequestId, Offer) {
         timing: Timing::default(),
         max_rooms: 10,
         max_bytes_in_flight: 1,
+        deadline_ms: 1000,
     };
     core.open_rooms(&settings).expect("once");
     let transfer = Transfer {

@@ -62,6 +62,7 @@ pub fn settings(side: Side) -> RoomSettings {
         timing: Timing::default(),
         max_rooms: 4096,
         max_bytes_in_flight: 1 << 40,
+        deadline_ms: 300_000,
     }
 }
 

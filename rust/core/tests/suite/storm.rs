@@ -20,6 +20,7 @@ struct Storm {
     rooms: u64,
     /// Requests by side: id, most tokens, aborted by their owner.
     submitted: [Vec<(RequestId, usize, bool)>; 2],
+    locals: [Vec<RequestId>; 2],
     flights: [VecDeque<Plan>; 2],
     /// Tickets that failed, of which everything may still arrive.
     late: Vec<Posting>,
@@ -42,7 +43,8 @@ impl Storm {
         let pair = Pair::new([side(20, 8), side(20, 24)]);
         let flights = [VecDeque::new(), VecDeque::new()];
         let submitted = [vec![], vec![]];
-        Self { pair, rng, rooms: 0, submitted, flights, late: vec![], exposed: [0; 5] }
+        let locals = [vec![], vec![]];
+        Self { pair, rng, rooms: 0, submitted, locals, flights, late: vec![], exposed: [0; 5] }
     }
 
     fn submit(&mut self) {
@@ -59,6 +61,16 @@ impl Storm {
             }
             self.pair.settle(side);
             self.disturb();
+        }
+    }
+
+    /// A request of one side alone.
+    fn submit_local(&mut self) {
+        let side = self.rng.pick(&[P, D]);
+        let (prompt, max_tokens) = (self.rng.between(1, 60), self.rng.between(1, 12));
+        if let Ok(id) = self.pair.sides[side].try_submit(request(prompt, max_tokens)) {
+            self.submitted[side].push((id, max_tokens, false));
+            self.locals[side].push(id);
         }
     }
 
@@ -145,6 +157,7 @@ impl Storm {
 
     fn operate(&mut self) {
         match self.rng.below(40) {
+            0 if self.rng.once_in(3) => self.submit_local(),
             0..=2 => self.submit(),
             3..=9 => self.deliver(P),
             10..=16 => self.deliver(D),
@@ -223,7 +236,8 @@ impl Storm {
                 let (ends, tokens) = (self.pair.ends(side, id), self.pair.tokens(side, id));
                 assert_eq!(ends.len(), usize::from(!aborted), "request {id} of side {side}");
                 assert!(tokens.iter().all(|&token| token == 7));
-                if side == D && ends == [2] {
+                let decodes = side == D || self.locals[side].contains(&id);
+                if decodes && ends == [2] {
                     assert_eq!(tokens.len(), max_tokens, "request {id}");
                 }
             }
@@ -246,7 +260,6 @@ fn nothing_is_lost_and_no_foreign_byte_lands_in_a_hundred_storms() {
         exposed.iter_mut().zip(storm.exposed).for_each(|(sum, count)| *sum += count);
         num_done += storm.pair.told[D].iter().filter(|told| told.2 == 2).count();
     }
-    println!("{exposed:?} {num_done}");
     assert!(exposed.iter().all(|&count| count > 50), "losses, repetitions, ...: {exposed:?}");
     assert!(num_done > 1000, "{num_done} requests decoded to their end");
 }

@@ -4,12 +4,13 @@ use dsv4_core::budget::PoolSizes;
 use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
-use dsv4_core::transfer::ids::{Incarnation, PeerRank};
-use dsv4_core::transfer::message::Message;
+use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room};
+use dsv4_core::transfer::message::{Message, Reason, Word};
+use dsv4_core::transfer::prealloc::Demand;
 use dsv4_core::transfer::proof::Evidence;
 use dsv4_core::transfer::receiving::Inspection;
 use dsv4_core::transfer::runs::Run;
-use dsv4_core::{Event, NewRequest, OnFailure, RoomSettings, Side, Transfer};
+use dsv4_core::{Event, NewRequest, OnFailure, Outcome, RoomSettings, Side, Transfer};
 
 use crate::driver::{Driver, limits, real_geometry, request, sizes};
 use crate::pair::{D, P, Pair, WORKERS, other_side, settings};
@@ -61,6 +62,26 @@ fn what_is_disclosed_is_coming_in_exactly_the_prompt_the_tail_a_slot_and_a_row()
     assert_eq!(stats(&pair, D, "open"), [3, 3, 1, 1]);
     assert_eq!(stats(&pair, D, "cached"), [0; 4]);
     assert_eq!(pair.num_resets, 2);
+}
+
+#[test]
+fn a_landing_takes_what_the_arithmetic_says_for_every_length() {
+    let lengths =
+        [1, 63, 64, 65, 127, 128, 129, 191, 192, 255, 256, 257, 383, 384, 385, 1024, 1025];
+    for num_tokens in lengths {
+        let mut pair = Pair::roomy(&Limits { max_num_tokens: 2048, ..limits() });
+        pair.submit(5, num_tokens, 600);
+        assert!(pair.deliver(P) && pair.deliver(D), "Join, Want");
+        let (num_output_tokens, num_cached_tokens, num_in_flight) = (600, 0, 1);
+        let demand = Demand { num_tokens, num_output_tokens, num_cached_tokens, num_in_flight };
+        let blocks = demand.blocks(&real_geometry());
+        let now = [blocks.now_full as u64, blocks.now_swa as u64, 1, 1];
+        assert_eq!(stats(&pair, D, "incoming"), now, "{num_tokens} tokens");
+        assert!(blocks.now_swa <= blocks.need_swa);
+        // Promised on top: the rest of what 512 tokens of output need.
+        let reserved = real_geometry().full_blocks(num_tokens + 512) - blocks.now_full;
+        assert_eq!(pair.stat(D, "full_reserved"), reserved as u64, "{num_tokens} tokens");
+    }
 }
 
 #[test]
@@ -231,6 +252,75 @@ fn a_ticket_that_failed_proves_nothing_and_evidence_of_the_writers_end_does() {
     pair.assert_at_rest();
 }
 
+/// A decode core with a room that two ranks of the peer write, and what it said to them.
+struct TwoRanks {
+    decode: Driver,
+    id: RequestId,
+    items: u32,
+}
+
+impl TwoRanks {
+    fn offered() -> Self {
+        let mut decode = Driver::roomy(limits());
+        decode.core.open_rooms(&settings(Side::Decode)).expect("once");
+        let transfer = Some(Transfer { peer_ranks: vec![0, 3], ..other_side(D, 5) });
+        let new = NewRequest { transfer, ..request(600, 4) };
+        let id = decode.core.submit(new).expect("accepted");
+        let mut room = Self { decode, id, items: 0 };
+        let said = room.hear(3, Word::Want).errands.messages;
+        let offers: Vec<u16> = said
+            .iter()
+            .filter_map(|(to, message)| match message {
+                Message::About { word: Word::Offer(offer), .. } => {
+                    room.items = offer.num_items();
+                    Some(to.rank)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(offers, [0, 3]);
+        room
+    }
+
+    fn hear(&mut self, rank: u16, word: Word) -> Outcome {
+        let from = PeerRank { rank, ..WORKERS[P] };
+        let message = Message::About { room: Room(5), epoch: Epoch(0), word };
+        let events = [Event::Peer { from, message: &message }];
+        let outcome = self.decode.core.advance(&events).expect("legal");
+        self.decode.core.audit().expect("balanced");
+        outcome
+    }
+}
+
+#[test]
+fn ranks_that_write_one_prompt_are_obligations_of_their_own() {
+    let mut room = TwoRanks::offered();
+    assert!(room.decode.core.abort(room.id));
+    for (rank, drained, left) in [(0, true, 3), (0, true, 3), (3, false, 3), (3, true, 0)] {
+        room.hear(rank, Word::AbortAck { drained });
+        assert_eq!(room.decode.stat("full_quarantined"), left, "rank {rank}, drained {drained}");
+    }
+    room.decode.assert_at_rest();
+}
+
+#[test]
+fn a_prompt_is_there_when_every_rank_said_so() {
+    let mut room = TwoRanks::offered();
+    let items = room.items;
+    for rank in [3, 0] {
+        assert_eq!(room.decode.stat("full_incoming"), 3);
+        room.hear(rank, Word::ChunkDone { chunk: 1, items, digest: 1 });
+        let outcome = room.hear(rank, Word::Final { chunks: 1, digest: 1 });
+        assert_eq!(outcome.errands.checks.len(), usize::from(rank == 0), "rank {rank}");
+    }
+    let outcome = room.hear(3, Word::Abort(Reason::Cancelled)); // too late to be written, not to fail
+    assert!(outcome.request_ids.is_empty());
+    assert_eq!(room.decode.stat("num_recomputed"), 1);
+    assert_eq!(room.decode.stat("full_quarantined"), 0, "both were done");
+    room.decode.run(100);
+    room.decode.assert_at_rest();
+}
+
 #[test]
 fn a_lease_that_expires_fails_the_room_and_frees_nothing() {
     let (mut pair, [_, d]) = transferring();
@@ -246,6 +336,25 @@ fn a_lease_that_expires_fails_the_room_and_frees_nothing() {
     pair.advance(D, Event::Fenced { incarnation, evidence: Evidence::TaskJoined });
     pair.settle(D);
     pair.sides[D].assert_at_rest();
+}
+
+#[test]
+fn nobody_waits_for_ever_for_a_side_that_lives_and_never_comes() {
+    let mut pair = Pair::roomy(&limits());
+    let [alone, both] =
+        [pair.submit_to(D, 1, request(600, 4)), pair.submit_to(D, 2, request(600, 4))];
+    let other = pair.submit_to(P, 2, request(600, 4));
+    pair.run();
+    let lonely = pair.submit_to(P, 3, request(600, 4));
+    for _ in 0..301 {
+        pair.wait(1000);
+        pair.pump(); // beats go to and fro
+    }
+    pair.run();
+    assert_eq!((pair.ends(D, alone), pair.tokens(D, alone).len()), (vec![2], 4));
+    assert_eq!(pair.told[P], [(other, 7, 0), (other, -1, 2), (lonely, -1, 6)]);
+    assert_eq!((pair.ends(D, both), pair.stat(D, "num_recomputed")), (vec![2], 1));
+    pair.assert_at_rest();
 }
 
 #[test]
