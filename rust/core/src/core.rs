@@ -116,7 +116,7 @@ impl Core {
         &self.capacity
     }
 
-    /// Validates and enqueues.
+    /// Validates and enqueues. What has to be said to the other side, the next `advance` tells.
     pub fn submit(&mut self, new: NewRequest<'_>) -> Result<RequestId, Error> {
         self.check_open()?;
         let has = &self.capacity;
@@ -204,7 +204,8 @@ impl Core {
         self.scheduler.advance(events)
     }
 
-    /// Ends a request; false if there is none of that id any more, or never was.
+    /// Ends a request; its other side, if it has one, is told by what the next `advance` returns.
+    /// False if there is none of that id any more, or never was.
     pub fn abort(&mut self, id: RequestId) -> bool {
         self.scheduler.abort(id)
     }

@@ -120,6 +120,8 @@ pub(crate) struct Rooms {
     pub(super) machines: Option<Machines>,
     pub(super) outbox: Outbox,
     deadline_us: u64,
+    /// When it was told the time first.
+    pub(super) first_us: Option<u64>,
     /// Up to when the machines were told the time.
     pub(super) counted_us: Option<u64>,
     last_ticket: u64,
@@ -161,14 +163,16 @@ impl Rooms {
         self.wanted.range((from, Bound::Unbounded)).next().map(|(&rank, &id)| (rank, id))
     }
 
-    /// The room of the first request that has waited too long.
-    pub(super) fn expired(&self, now_us: u64) -> Option<RoomKey> {
-        let is_over = |since_us: u64| now_us.saturating_sub(since_us) > self.deadline_us;
-        let arriving =
-            self.arriving.first_key_value().map(|(_, a)| (a.request.submitted_us, a.key));
-        let departing = self.departing.first_key_value().map(|(_, d)| (d.submitted_us, d.key));
-        let oldest = [arriving, departing].into_iter().flatten();
-        oldest.filter(|&(since_us, _)| is_over(since_us)).map(|(_, key)| key).next()
+    /// The first request that has waited too long, and its room.
+    pub(super) fn expired(&self, now_us: u64) -> Option<(RequestId, RoomKey)> {
+        let first_us = self.first_us?; // before it was told the time, it cannot know
+        let is_over = |since_us: u64| now_us - since_us.max(first_us) > self.deadline_us;
+        let arriving = self.arriving.first_key_value();
+        let arriving = arriving.map(|(&id, a)| (a.request.submitted_us, id, a.key));
+        let departing = self.departing.first_key_value();
+        let departing = departing.map(|(&id, d)| (d.submitted_us, id, d.key));
+        let mut oldest = [arriving, departing].into_iter().flatten();
+        oldest.find(|&(since_us, ..)| is_over(since_us)).map(|(_, id, key)| (id, key))
     }
 
     /// All requests that are here.

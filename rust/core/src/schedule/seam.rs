@@ -88,9 +88,12 @@ impl Scheduler {
             Event::PeerGone { incarnation, evidence } => machines.peer_gone(incarnation, evidence),
             Event::Fenced { incarnation, evidence } => machines.fenced(incarnation, evidence),
             Event::Reconnected { incarnation } => machines.reconnected(incarnation),
-            Event::Tick(now_us) => {
-                while let Some(key) = self.rooms.expired(self.now_us) {
+            Event::Tick(_) => {
+                let now_us = self.now_us;
+                self.rooms.first_us.get_or_insert(now_us);
+                while let Some((id, key)) = self.rooms.expired(now_us) {
                     self.abort_key(key, Reason::Deadline);
+                    self.fail_request(id); // did so already, if the room was live
                 }
                 let Some(machines) = &mut self.rooms.machines else { return };
                 let before_us = self.rooms.counted_us.unwrap_or(now_us);
@@ -169,13 +172,18 @@ impl Scheduler {
                     let request = request(&key);
                     self.unpost(key);
                     if let Some(id) = request {
-                        self.fall_back(id);
-                        self.turn_back(id);
+                        self.fail_request(id);
                     }
                 }
                 Action::Count(oddity) => self.rooms.count(oddity),
             }
         }
+    }
+
+    /// Its room is over without success, on whichever side.
+    fn fail_request(&mut self, id: RequestId) {
+        self.fall_back(id);
+        self.turn_back(id);
     }
 
     /// Room was made for a prompt: tells where to write.

@@ -358,6 +358,18 @@ fn nobody_waits_for_ever_for_a_side_that_lives_and_never_comes() {
 }
 
 #[test]
+fn a_clock_that_starts_late_expires_nothing() {
+    let mut decode = Driver::roomy(limits());
+    decode.core.open_rooms(&settings(Side::Decode)).expect("once");
+    let transfer = Some(other_side(D, 5));
+    decode.core.submit(NewRequest { transfer, ..request(600, 4) }).expect("accepted");
+    decode.core.advance(&[Event::Tick(1 << 50)]).expect("open");
+    assert_eq!(decode.stat("num_arriving"), 1);
+    decode.core.advance(&[Event::Tick((1 << 50) + 300_000_001)]).expect("open");
+    assert_eq!((decode.stat("num_arriving"), decode.stat("num_waiting")), (0, 1));
+}
+
+#[test]
 fn every_message_may_come_twice_and_late() {
     let mut pair = Pair::roomy(&limits());
     let [p, d] = pair.submit(5, 600, 4);
