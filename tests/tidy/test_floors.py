@@ -43,13 +43,13 @@ RUST_FLOORS = (  # lowest first
     {"ids"},
     {"error"},
     {"geometry", "limits", "validate"},
-    {"recipe"},
+    {"recipe", "transfer"},
     {"pool", "block", "budget"},
     {"table"},
     {"prefix"},
     {"evict", "metadata"},
     {"admit", "request"},
-    {"schedule", "transfer"},
+    {"schedule"},
     {"core"},
 )
 RUST_KNOTS = ({"pool", "block"},)  # one idea in two files

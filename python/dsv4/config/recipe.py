@@ -31,6 +31,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     min_requests: _Count
     max_num_seqs: _Count | None = None
     max_num_batched_tokens: _Count | None = None
+    num_speculative_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class RecipeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

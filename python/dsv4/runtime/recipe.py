@@ -12,15 +12,16 @@ def core_recipe(recipe: Recipe, limits: Limits) -> CoreRecipe:
 
     An engine that was told to be smaller than its recipe keeps the bands, each cut to its limits.
     """
-    most_requests, most_tokens = limits.max_num_requests, limits.max_num_tokens
+    most_requests, most_tokens, most_drafts = limits.max_num_requests, limits.max_num_tokens, limits.max_draft_tokens
     bands = [
         Band(
             name=band.name,
             min_requests=band.min_requests,
             max_num_requests=min(band.max_num_seqs or most_requests, most_requests),
             max_num_tokens=min(band.max_num_batched_tokens or most_tokens, most_tokens),
+            max_draft_tokens=most_drafts if drafts is None else min(drafts, most_drafts),
         )
-        for band in recipe.bands
+        for band, drafts in ((band, band.num_speculative_tokens) for band in recipe.bands)
     ]
     switching = recipe.switching
     return CoreRecipe(

@@ -27,6 +27,8 @@ pub struct Band {
     pub max_num_requests: usize,
     /// Token budget of one step.
     pub max_num_tokens: usize,
+    /// Most drafts of a request that are verified in one step.
+    pub max_draft_tokens: usize,
 }
 
 /// The bands of one device and model, in order.
@@ -50,6 +52,7 @@ impl Recipe {
             min_requests: 1,
             max_num_requests: limits.max_num_requests,
             max_num_tokens: limits.max_num_tokens,
+            max_draft_tokens: limits.max_draft_tokens,
         };
         Self { name: "fixed".into(), bands: vec![band], dwell_steps: 1, margin_percent: 0 }
     }
@@ -99,13 +102,14 @@ impl Recipe {
 
 impl Band {
     fn check(&self, limits: &Limits) -> Result<(), String> {
-        for (name, value, most) in [
-            ("max_num_requests", self.max_num_requests, limits.max_num_requests),
-            ("max_num_tokens", self.max_num_tokens, limits.max_num_tokens),
+        for (name, value, least, most) in [
+            ("max_num_requests", self.max_num_requests, 1, limits.max_num_requests),
+            ("max_num_tokens", self.max_num_tokens, 1, limits.max_num_tokens),
+            ("max_draft_tokens", self.max_draft_tokens, 0, limits.max_draft_tokens),
         ] {
-            if !(1..=most).contains(&value) {
+            if !(least..=most).contains(&value) {
                 return Err(format!(
-                    "band {} has {name} {value}; from 1 to the engine's {most}",
+                    "band {} has {name} {value}; from {least} to the engine's {most}",
                     self.name
                 ));
             }
@@ -220,11 +224,13 @@ mod tests {
             aging_steps: 8,
             prefix_cache: false,
             checkpoint_tokens: 0,
+            max_draft_tokens: 3,
         }
     }
 
     fn band(name: &str, min_requests: usize, max_num_requests: usize, tokens: usize) -> Band {
-        Band { name: name.into(), min_requests, max_num_requests, max_num_tokens: tokens }
+        let (name, max_num_tokens) = (name.into(), tokens);
+        Band { name, min_requests, max_num_requests, max_num_tokens, max_draft_tokens: 3 }
     }
 
     fn recipe() -> Recipe {
@@ -314,9 +320,10 @@ mod tests {
             (|r| r.bands[1].max_num_tokens = 8193, "balanced has max_num_tokens 8193"),
             (|r| r.bands[1].max_num_tokens = 63, "max_num_tokens 63, less than"),
             (|r| r.bands[1].max_num_requests = 0, "max_num_requests 0"),
+            (|r| r.bands[2].max_draft_tokens = 4, "max_draft_tokens 4; from 0 to the engine's 3"),
             (|r| r.dwell_steps = 0, "dwell_steps is 0"),
             (|r| r.margin_percent = 100, "margin_percent 100"),
-        ] as [(fn(&mut Recipe), &str); 9]
+        ] as [(fn(&mut Recipe), &str); 10]
         {
             let message = broken(spoil);
             assert!(message.contains(says), "{message:?} does not say {says:?}");

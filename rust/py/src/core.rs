@@ -15,6 +15,7 @@ use crate::memory::Lent;
 use crate::numbers::{Whole, entries, prompt_ids};
 use crate::plan::{Field, Outcome, Plan};
 use crate::recipe::Recipe;
+use crate::rooms::{Transfer, settings};
 use crate::sizes::{Geometry, Limits, PoolSizes};
 
 /// Plan out, events in. Thread-safe; every call is short; no call blocks.
@@ -70,6 +71,13 @@ impl Core {
         self.layout.num_bytes()
     }
 
+    /// Rows and values of host memory that draft layers start from; (0, 0) where nothing is drafted.
+    #[getter]
+    fn seed_shape(&self) -> (usize, usize) {
+        let seeds = self.layout.seeds();
+        (seeds.rows, seeds.values)
+    }
+
     #[getter]
     fn layout_hash(&self) -> String {
         format!("{:016x}", self.layout.hash())
@@ -78,8 +86,8 @@ impl Core {
     /// Validates and enqueues; returns the request id. Raises `InvalidRequest` or `QueueFull`, changing nothing.
     #[pyo3(
         signature = (prompt, *, max_tokens, min_tokens = None, stop_token_ids = None, priority = None,
-            cache_salt = None, no_cache = false),
-        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0, cache_salt=None, no_cache=False)"
+            cache_salt = None, no_cache = false, transfer = None),
+        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0, cache_salt=None, no_cache=False, transfer=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are the request's fields, by keyword")]
     fn submit(
@@ -92,6 +100,7 @@ impl Core {
         priority: Option<Whole>,
         cache_salt: Option<&str>,
         no_cache: bool,
+        transfer: Option<&Transfer>,
     ) -> PyResult<u64> {
         let prompt = prompt_ids(prompt, &self.capacity)?;
         let stop_token_ids = stop_token_ids.map(|list| {
@@ -107,8 +116,24 @@ impl Core {
             priority: or_zero(priority),
             cache_salt: cache_salt.unwrap_or_default(),
             no_cache,
+            transfer: transfer.map(|other| other.0.clone()),
         };
         self.call(py, |core| core.submit(new)).map(|id| id.0)
+    }
+
+    /// From now on requests may have another side; told once, before the first of them.
+    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight, deadline_ms = 300_000))]
+    fn open_rooms(
+        &self,
+        py: Python<'_>,
+        side: &str,
+        transport: &str,
+        max_rooms: usize,
+        max_bytes_in_flight: u64,
+        deadline_ms: u64,
+    ) -> PyResult<()> {
+        let settings = settings(side, transport, max_rooms, max_bytes_in_flight, deadline_ms)?;
+        self.call(py, |core| core.open_rooms(&settings))
     }
 
     /// Decides the next step and fills `memory` (writable, contiguous, at least `step_bytes`, aligned to 64).

@@ -27,7 +27,11 @@ pub(crate) fn refused(py: Python<'_>, invalid: &Invalid) -> PyErr {
 pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
     let (class, name) = match error {
         Error::Invalid(invalid) => return refused(py, invalid),
-        Error::QueueFull { .. } => (&QUEUE_FULL, "QueueFull"),
+        Error::RoomTaken { .. } => {
+            let arguments = (error.to_string(), "room", "invalid_value");
+            return raise(py, &INVALID_REQUEST, "InvalidRequest", arguments);
+        }
+        Error::QueueFull { .. } | Error::RoomsFull { .. } => (&QUEUE_FULL, "QueueFull"),
         Error::Config(_) => (&CONFIG_ERROR, "ConfigError"),
         Error::Closed => (&ENGINE_CLOSED, "EngineClosed"),
         Error::Audit(_) => (&VIOLATION, "Violation"),
@@ -36,7 +40,12 @@ pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
         | Error::WrongSampleCount { .. }
         | Error::NoSuchSample { .. }
         | Error::NoSuchToken { .. }
+        | Error::WrongDraftCount { .. }
+        | Error::NoSuchDraft { .. }
+        | Error::TooManyAccepted { .. }
+        | Error::NotTheDraft { .. }
         | Error::UnknownRequest(_)
+        | Error::NoRooms
         | Error::MemoryTooSmall { .. } => (&MISUSE, "Misuse"),
     };
     raise(py, class, name, (error.to_string(),))

@@ -5,9 +5,11 @@ mod error;
 mod event;
 mod guarded;
 mod memory;
+mod message;
 mod numbers;
 mod plan;
 mod recipe;
+mod rooms;
 mod sampling;
 mod sizes;
 
@@ -23,9 +25,13 @@ mod _core {
     #[pymodule_export]
     use crate::event::{StepDone, Stopped, Tick};
     #[pymodule_export]
+    use crate::message::Message;
+    #[pymodule_export]
     use crate::plan::{Field, Outcome, Plan};
     #[pymodule_export]
     use crate::recipe::{Band, Recipe};
+    #[pymodule_export]
+    use crate::rooms::{Errands, Posting, RoomEvent, Transfer};
     #[pymodule_export]
     use crate::sampling::check_sampling;
     #[pymodule_export]

@@ -12,14 +12,21 @@ pub(crate) struct Band(recipe::Band);
 #[pymethods]
 impl Band {
     #[new]
-    #[pyo3(signature = (*, name, min_requests, max_num_requests, max_num_tokens))]
+    #[pyo3(signature = (*, name, min_requests, max_num_requests, max_num_tokens, max_draft_tokens = 0))]
     fn new(
         name: String,
         min_requests: usize,
         max_num_requests: usize,
         max_num_tokens: usize,
+        max_draft_tokens: usize,
     ) -> Self {
-        Self(recipe::Band { name, min_requests, max_num_requests, max_num_tokens })
+        Self(recipe::Band {
+            name,
+            min_requests,
+            max_num_requests,
+            max_num_tokens,
+            max_draft_tokens,
+        })
     }
 
     #[getter]
@@ -40,6 +47,11 @@ impl Band {
     #[getter]
     fn max_num_tokens(&self) -> usize {
         self.0.max_num_tokens
+    }
+
+    #[getter]
+    fn max_draft_tokens(&self) -> usize {
+        self.0.max_draft_tokens
     }
 }
 

@@ -2,7 +2,7 @@
 
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::error::Error;
-use dsv4_core::geometry::Geometry;
+use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
 use dsv4_core::{Core, Event, NewRequest, Outcome, Plan};
@@ -22,6 +22,7 @@ pub fn real_geometry() -> Geometry {
         c128_state_bytes: 64,
         block_tokens: 256,
         swa_block_tokens: 64,
+        drafts: DraftRoom::default(),
     }
 }
 
@@ -36,6 +37,11 @@ pub fn tiny_geometry() -> Geometry {
     }
 }
 
+/// The same with room for as many draft tokens as there can be.
+pub fn drafting(geometry: Geometry) -> Geometry {
+    Geometry { drafts: DraftRoom { tokens: 15, hc_mult: 4, hidden: 64 }, ..geometry }
+}
+
 pub fn limits() -> Limits {
     Limits {
         max_model_len: 2048,
@@ -48,6 +54,7 @@ pub fn limits() -> Limits {
         aging_steps: 256,
         prefix_cache: false,
         checkpoint_tokens: 0,
+        max_draft_tokens: 0,
     }
 }
 
@@ -163,6 +170,7 @@ pub fn request(prompt: usize, max_tokens: usize) -> NewRequest<'static> {
         priority: 0,
         cache_salt: "",
         no_cache: false,
+        transfer: None,
     }
 }
 

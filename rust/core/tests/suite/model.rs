@@ -5,10 +5,10 @@ use dsv4_core::error::Error;
 use dsv4_core::geometry::Geometry;
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
-use dsv4_core::{Event, NewRequest, Outcome};
+use dsv4_core::{Answer, Event, NewRequest, Outcome};
 
-use crate::driver::{Driver, real_geometry, tiny_geometry};
-use crate::referee::Referee;
+use crate::driver::{Driver, drafting, real_geometry, tiny_geometry};
+use crate::referee::{Answered, Referee, RowAnswer};
 use crate::rng::{Rng, Seed};
 
 /// One core, its caller and its referee.
@@ -45,10 +45,11 @@ impl Game {
             aging_steps: rng.pick(&[1, 4, 50]),
             prefix_cache: rng.once_in(2),
             checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
+            max_draft_tokens: rng.pick(&[0, 0, 0, 1, 2, 5, 15]),
         };
         let sizes = PoolSizes {
             full_blocks: if outgrows { rng.between(9, 20) } else { rng.between(1, 12) },
-            swa_blocks: geometry.steady_swa_blocks()
+            swa_blocks: geometry.steady_swa_blocks(limits.tokens_in_flight())
                 + if outgrows { 40 } else { rng.pick(&[0, 0, 1, 3, 10, 40]) },
             state_slots: rng.between(1, 6),
         };
@@ -163,6 +164,7 @@ impl Game {
             priority: i128::from(priority),
             cache_salt: salt,
             no_cache,
+            transfer: None,
         });
         let most = most.min(self.driver.core.capacity().max_request_tokens);
         match accepted {
@@ -200,7 +202,9 @@ impl Game {
             assert!(!must_move, "nothing moves: {:?}", core.stats());
             return false;
         };
-        self.referee.planned(&plan, core.layout(), memory);
+        let (rng, width) = (&mut self.rng, self.referee.limits.max_draft_tokens);
+        let mut device = |drafts: &[i32]| device(rng, drafts, width);
+        self.referee.planned(&plan, core.layout(), memory, &mut device);
         true
     }
 
@@ -221,12 +225,15 @@ impl Game {
 
     fn finish_step(&mut self) {
         self.note_history();
-        let Some((step, samples)) = self.referee.oldest() else { return };
-        let tokens: Vec<i32> = (0..samples).map(|_| self.token()).collect();
-        let is_broken = samples > 0 && self.rng.once_in(60);
-        let non_finite = if is_broken { vec![self.rng.below(samples)] } else { vec![] };
-        let expected = self.referee.done(&tokens, &non_finite);
-        let event = Event::StepDone { step, tokens: &tokens, non_finite: &non_finite };
+        let Some((step, answer)) = self.referee.oldest() else { return };
+        let expected = self.referee.done();
+        let Answered { tokens, non_finite, accepted, drafts } = &answer;
+        let nothing_drafted = self.referee.limits.max_draft_tokens == 0;
+        let event = if nothing_drafted && self.rng.once_in(2) {
+            Event::StepDone { step, tokens, non_finite }
+        } else {
+            Event::Verified { step, answer: Answer { tokens, non_finite, accepted, drafts } }
+        };
         self.advance(&[event], &expected);
     }
 
@@ -259,7 +266,8 @@ impl Game {
         let Some(id) = self.some_request() else { return };
         let mut expected = Outcome::default();
         if self.referee.known.contains_key(&id) {
-            expected = Outcome { request_ids: vec![id], tokens: vec![-1], finished: vec![3] };
+            let (request_ids, tokens, finished) = (vec![id], vec![-1], vec![3]);
+            expected = Outcome { request_ids, tokens, finished, ..Outcome::default() };
             self.referee.ended(id);
         }
         self.advance(&[Event::Stopped(id)], &expected);
@@ -268,19 +276,30 @@ impl Game {
     /// Calls that do not fit: a typed error each, and nothing changes.
     fn misbehave(&mut self) {
         let oldest = self.referee.oldest();
-        let (step, samples) = oldest.unwrap_or((StepId(1 << 40), 0));
+        let (step, answer) = oldest.unwrap_or((StepId(1 << 40), Answered::default()));
+        let samples = answer.tokens.len();
         let before = self.driver.core.stats();
         let too_many = vec![0; samples + 1];
         let outside = vec![50; samples];
         let right = vec![0; samples];
         let done = |step, tokens| Event::StepDone { step, tokens, non_finite: &[] };
         let beyond = [samples];
-        let events = match self.rng.below(6) {
+        let too_many_accepted: Vec<usize> =
+            answer.accepted.iter().map(|_| 1 + self.referee.limits.max_draft_tokens).collect();
+        let one_too_few = answer.accepted.len().saturating_sub(1);
+        let verified = |accepted, drafts| Event::Verified {
+            step,
+            answer: Answer { tokens: &answer.tokens, non_finite: &[], accepted, drafts },
+        };
+        let events = match self.rng.below(9) {
             0 => vec![done(step.next(), &right)],
             1 => vec![done(step, &too_many)],
             2 if samples > 0 => vec![done(step, &outside)],
             3 => vec![Event::StepDone { step, tokens: &right, non_finite: &beyond }],
             4 => vec![Event::Stopped(RequestId(u64::MAX))],
+            5 if samples > 0 => vec![verified(&too_many_accepted, &[])],
+            6 if one_too_few > 0 => vec![verified(&answer.accepted[..one_too_few], &[])],
+            7 => vec![verified(&[], &[50])],
             // The first event is right, and is not applied either.
             _ => vec![done(step, &right), done(step, &right)],
         };
@@ -293,6 +312,19 @@ impl Game {
     }
 }
 
+/// A device that draws tokens: as many drafts are right as it likes, and it drafts what it likes.
+fn device(rng: &mut Rng, drafts: &[i32], width: usize) -> RowAnswer {
+    let mut token = || i32::try_from(rng.below(50)).expect("small");
+    let mut tokens: Vec<i32> = (0..=drafts.len()).map(|_| token()).collect();
+    let mut next: Vec<i32> = (0..width).map(|_| token()).collect();
+    let accepted = rng.between(0, drafts.len());
+    tokens[..accepted].copy_from_slice(&drafts[..accepted]);
+    let count = if rng.once_in(3) { rng.between(0, width) } else { width };
+    next[count..].fill(-1);
+    let broken = if rng.once_in(100) { vec![rng.below(tokens.len())] } else { vec![] };
+    RowAnswer { tokens, broken, accepted, drafts: next }
+}
+
 /// What happened in some games, so that a test can say that it saw what it is about.
 #[derive(Debug, Default)]
 struct Seen {
@@ -303,6 +335,10 @@ struct Seen {
     swaps: usize,
     evictions: u64,
     ends: usize,
+    forwarded: usize,
+    orphans: usize,
+    accepted: usize,
+    rejected: usize,
 }
 
 fn play(
@@ -324,6 +360,10 @@ fn play(
         seen.evictions += game.driver.stat("num_evicted_blocks");
         seen.evictions += game.driver.stat("num_evicted_windows");
         seen.ends += game.num_ended;
+        seen.forwarded += game.referee.num_forwarded;
+        seen.orphans += game.referee.num_orphans;
+        seen.accepted += game.referee.num_accepted;
+        seen.rejected += game.referee.num_rejected;
     }
     seen
 }
@@ -331,19 +371,21 @@ fn play(
 fn tiny(rng: &mut Rng) -> Geometry {
     let ratios = rng.pick(&[[0, 4], [0, 0], [4, 4]]).to_vec();
     let (window, swa_block_tokens) = rng.pick(&[(8, 4), (8, 8), (5, 4), (1, 2), (12, 4)]);
-    Geometry { ratios, window, swa_block_tokens, ..tiny_geometry() }
+    Geometry { ratios, window, swa_block_tokens, ..drafting(tiny_geometry()) }
 }
 
 fn real(_: &mut Rng) -> Geometry {
-    real_geometry()
+    drafting(real_geometry())
 }
 
 /// Four million calls with tiny blocks, and enough of everything that is rare.
 fn tiny_games(seeds: std::ops::Range<u64>) {
     let seen = play(seeds, 2000, tiny);
     assert_eq!(seen.operations, 4_000_000);
-    let enough = seen.restarts > 1600 && seen.overtakings > 2000 && seen.ends > 100_000;
+    let enough = seen.restarts > 1200 && seen.overtakings > 2000 && seen.ends > 100_000;
     let enough = enough && seen.hits > 1500 && seen.swaps > 1500 && seen.evictions > 90_000;
+    let enough = enough && seen.forwarded > 50_000 && seen.orphans > 15_000;
+    let enough = enough && seen.accepted > 150_000 && seen.rejected > 150_000;
     assert!(enough, "too little of what is rare: {seen:?}");
 }
 
@@ -362,5 +404,6 @@ fn two_million_random_calls_with_the_real_blocks_obey_the_rules() {
     let seen = play(7000..8000, 2000, real);
     assert_eq!(seen.operations, 2_000_000);
     let enough = seen.overtakings > 200 && seen.ends > 50_000;
+    let enough = enough && seen.forwarded > 20_000 && seen.accepted > 50_000;
     assert!(enough, "too little of what is rare: {seen:?}");
 }

@@ -6,7 +6,8 @@ use dsv4_core::recipe::{Band, Recipe};
 use crate::driver::{Driver, limits};
 
 fn band(name: &str, min_requests: usize, max_num_requests: usize, tokens: usize) -> Band {
-    Band { name: name.into(), min_requests, max_num_requests, max_num_tokens: tokens }
+    let (name, max_num_tokens) = (name.into(), tokens);
+    Band { name, min_requests, max_num_requests, max_num_tokens, max_draft_tokens: 0 }
 }
 
 /// Few requests get long chunks; from three on at most four run, with short chunks.
