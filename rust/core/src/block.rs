@@ -34,6 +34,9 @@
 //! assert_eq!(pool.counts().retired, 1);
 //! ```
 
+#[cfg(feature = "forged")]
+pub mod forged;
+
 use std::fmt;
 use std::marker::PhantomData;
 

@@ -10,7 +10,7 @@ use dsv4_core::pool::{Counts, Pool};
 use dsv4_core::table::Tables;
 
 use crate::driver::{limits, tiny_geometry};
-use crate::rng::{Rng, Seed};
+use crate::rng::{Rng, Seed, at_operation};
 
 /// Where the naive model thinks a block is.
 #[derive(Clone, Copy, PartialEq)]
@@ -26,8 +26,8 @@ enum Place {
 }
 
 /// One pool, the handles that a test holds, and where every block should be.
-struct Handles {
-    pool: Pool,
+pub struct Handles {
+    pub pool: Pool,
     open: Vec<Block<Open>>,
     sealed: Vec<Block<Sealed>>,
     shared: Vec<Block<Shared>>,
@@ -37,16 +37,25 @@ struct Handles {
     lives: Vec<Option<u32>>,
     step: u64,
     done: u64,
+    /// Broken preconditions so far.
+    pub violations: usize,
 }
 
 impl Handles {
-    fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
+        let handles = Self::lenient(capacity);
+        handles.pool.panic_on_violation();
+        handles
+    }
+
+    /// A violation does not panic, as in production.
+    pub fn lenient(capacity: usize) -> Self {
         let pool = Pool::new(Group::Full, capacity);
-        pool.panic_on_violation();
         let places = vec![Place::Free; capacity];
         let lives = vec![None; capacity];
         let (open, sealed, shared, cached) = (vec![], vec![], vec![], vec![]);
-        Self { pool, open, sealed, shared, cached, places, lives, step: 0, done: 0 }
+        let (step, done, violations) = (0, 0, 0);
+        Self { pool, open, sealed, shared, cached, places, lives, step, done, violations }
     }
 
     fn place(&mut self, id: u32) -> &mut Place {
@@ -142,7 +151,7 @@ impl Handles {
         }
     }
 
-    fn operate(&mut self, rng: &mut Rng) {
+    pub fn operate(&mut self, rng: &mut Rng) {
         match rng.below(19) {
             0..=3 => self.take(),
             4 | 5 if !self.open.is_empty() => self.seal(rng.below(self.open.len())),
@@ -164,7 +173,7 @@ impl Handles {
         }
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         let count = |wanted: fn(&Place) -> bool| self.places.iter().filter(|p| wanted(p)).count();
         let expected = Counts {
             capacity: self.places.len(),
@@ -174,19 +183,37 @@ impl Handles {
             shared: count(|p| matches!(p, Place::Shared(..))),
             cached: count(|p| matches!(p, Place::Cached(..))),
             retired: count(|p| matches!(p, Place::Retired(_))),
+            violations: self.violations,
             ..Counts::default()
         };
         assert_eq!(self.pool.counts(), expected);
     }
 
-    fn drain(mut self) {
-        self.open.clear();
-        self.sealed.clear();
-        self.cached.clear();
-        self.shared.clear();
-        self.pool.reclaim(StepId(self.step));
-        self.pool.audit().expect("balanced");
-        assert_eq!(self.pool.counts().free, self.places.len(), "a block did not come back");
+    pub fn drain(self) {
+        let (step, capacity) = (self.step, self.places.len());
+        let pool = self.let_go();
+        pool.reclaim(StepId(step));
+        pool.audit().expect("balanced");
+        assert_eq!(pool.counts().free, capacity, "a block did not come back");
+    }
+
+    /// Drops every handle.
+    pub fn let_go(self) -> Pool {
+        let Self { pool, open, sealed, shared, cached, .. } = self;
+        drop((open, sealed, cached, shared));
+        pool
+    }
+
+    #[cfg(feature = "forged")]
+    pub fn num_places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The present life of a block, of which there are handles unless it is free.
+    #[cfg(feature = "forged")]
+    pub fn life(&self, place: usize) -> u32 {
+        let is_over = u32::from(self.places[place] == Place::Free);
+        self.lives[place].map_or(0, |life| life + is_over)
     }
 }
 
@@ -198,6 +225,7 @@ fn handles_agree(seeds: std::ops::Range<u64>, operations_per_seed: usize) -> usi
         let mut rng = Rng::new(seed);
         let mut handles = Handles::new(rng.pick(&[1, 2, 3, 5, 8, 13, 64]));
         for operation in 0..operations_per_seed {
+            at_operation(operation);
             handles.operate(&mut rng);
             num_operations += 1;
             if operation % 16 == 0 {
@@ -233,7 +261,7 @@ struct Running {
     full_promise: usize,
 }
 
-struct Books {
+pub struct Books {
     geometry: Geometry,
     sizes: PoolSizes,
     pools: Pools,
@@ -244,7 +272,7 @@ struct Books {
 }
 
 impl Books {
-    fn new(rng: &mut Rng) -> Self {
+    pub fn new(rng: &mut Rng) -> Self {
         let geometry = tiny_geometry();
         // Set aside for short chunks, used for long ones: the spare blocks run out.
         let limits = Limits { max_num_tokens: rng.between(1, 12), ..limits() };
@@ -311,7 +339,7 @@ impl Books {
         }
     }
 
-    fn operate(&mut self, rng: &mut Rng) {
+    pub fn operate(&mut self, rng: &mut Rng) {
         let num_running = self.running.len();
         match rng.below(16) {
             0 | 1 => self.start(rng),
@@ -326,7 +354,7 @@ impl Books {
         }
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         self.pools.for_each(|pool| pool.audit().expect("balanced"));
         let held = |row: fn(&Tables) -> &[i32]| -> Vec<i32> {
             self.running.iter().flat_map(|r| row(&r.tables)).copied().collect()
@@ -343,7 +371,7 @@ impl Books {
         assert_eq!(self.pools.state.counts().open, self.running.len());
     }
 
-    fn drain(mut self) {
+    pub fn drain(mut self) {
         self.running.clear();
         self.pools.reclaim(StepId(self.step));
         self.pools.for_each(|pool| {
@@ -362,6 +390,7 @@ fn promises_hold_and_blocks_are_conserved_over_two_million_operations_on_tables(
         let mut rng = Rng::new(seed);
         let mut books = Books::new(&mut rng);
         for operation in 0..2000 {
+            at_operation(operation);
             books.operate(&mut rng);
             num_operations += 1;
             if operation % 32 == 0 {

@@ -2,6 +2,8 @@
 //!
 //! - `conservation`: pools, handles and tables against a naive model, millions of operations
 //! - `model`: the whole core against a referee that knows the rules and nothing of the code
+//! - `chaos`: forged handles and broken preconditions, each a loud no-op
+//! - `campaign`: all of these together, many seeds on all cores, as long as one likes
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
 //! - `lifecycles`, `window`, `prefix`, `flight`, `refusals`: one behaviour each, by name
 //!
@@ -9,6 +11,10 @@
 
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 
+#[cfg(feature = "forged")]
+mod campaign;
+#[cfg(feature = "forged")]
+mod chaos;
 mod conservation;
 mod driver;
 mod flight;
