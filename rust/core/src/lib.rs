@@ -46,6 +46,7 @@ mod schedule;
 
 mod audit;
 pub mod core;
+pub mod trace;
 
 #[cfg(test)]
 mod violations;

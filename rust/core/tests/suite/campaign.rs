@@ -12,6 +12,7 @@
 //! | cache   | the same, prefixes cached in every game            | the same, contents of each block  |
 //! | cramped | the same in pools of 1 to 8 blocks                 | the same, and all come to an end  |
 //! | real    | the same with blocks of 256 and 64 tokens          | the same                          |
+//! | replay  | the same, recorded and replayed                    | the same, and the record          |
 //!
 //! Every operation is checked as it happens. Audits are sampled: every 64th operation or so.
 //!
@@ -29,6 +30,7 @@ use crate::chaos::{Stale, break_once};
 use crate::conservation::{Books, Handles};
 use crate::driver::real_geometry;
 use crate::model::{Game, Style, tiny};
+use crate::replay::play_and_replay;
 use crate::rng::{Rng, Seed, at_operation};
 
 /// One kind of run.
@@ -39,7 +41,7 @@ struct Layer {
     play: fn(Rng) -> usize,
 }
 
-const LAYERS: [Layer; 8] = [
+const LAYERS: [Layer; 9] = [
     Layer { name: "handles", seeds_per_round: 1, play: handles },
     Layer { name: "stale", seeds_per_round: 1, play: stale },
     Layer { name: "broken", seeds_per_round: 10, play: broken },
@@ -48,6 +50,7 @@ const LAYERS: [Layer; 8] = [
     Layer { name: "cache", seeds_per_round: 12, play: |rng| game(rng, CACHE) },
     Layer { name: "cramped", seeds_per_round: 8, play: |rng| game(rng, CRAMPED) },
     Layer { name: "real", seeds_per_round: 5, play: real },
+    Layer { name: "replay", seeds_per_round: 1, play: play_and_replay },
 ];
 
 const CACHE: Style = Style { caches: true, is_cramped: false };

@@ -5,6 +5,7 @@
 //! - `chaos`: forged handles and broken preconditions, each a loud no-op
 //! - `campaign`: all of these together, many seeds on all cores, as long as one likes
 //! - `progress`: pools down to the smallest; nothing deadlocks, starves or goes round in circles
+//! - `replay`: a recorded run replays to the same plans, and a damaged record is found out
 //! - `lifecycles`, `window`, `prefix`, `flight`, `refusals`: one behaviour each, by name
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
@@ -24,5 +25,6 @@ mod prefix;
 mod progress;
 mod referee;
 mod refusals;
+mod replay;
 mod rng;
 mod window;

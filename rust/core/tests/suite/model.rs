@@ -22,7 +22,7 @@ pub struct Style {
 
 /// One core, its caller and its referee.
 pub struct Game {
-    driver: Driver,
+    pub driver: Driver,
     referee: Referee,
     rng: Rng,
     lengths: Vec<usize>,
