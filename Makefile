@@ -57,6 +57,12 @@ test-core: ## run 10^8 random operations of the core against its models, on all 
 test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
 	OPS=$${OPS:-1e10} $(CAMPAIGN)
 
+asan: build $(STAMPS)/test ## run the core and its binding under AddressSanitizer and LeakSanitizer
+	$(BIN)/python scripts/memory_check.py asan
+
+valgrind: build $(STAMPS)/test ## run the binding under valgrind's memcheck
+	$(BIN)/python scripts/memory_check.py valgrind
+
 pytest: build $(STAMPS)/test ## run the Python tests (T=path for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(T)
 
@@ -109,4 +115,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test test-core test-core-nightly pytest check format bench sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly asan valgrind pytest check format bench sizes wheel test-wheel clean

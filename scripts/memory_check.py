@@ -5,8 +5,8 @@
 
 The binding is driven by its own tests (tests/core) from a copy of the package with another build of `_core` inside, so
 that nothing that is installed changes. An interpreter leaves much behind at its end that is nobody's mistake: of leaks,
-and of what memcheck finds, those count whose stack goes through `_core`. An error that AddressSanitizer finds counts
-wherever it is. Exits with 1 if there is any, or if a test fails.
+and of what memcheck finds, those count whose stack goes through `_core` or names a line of Rust. An error that
+AddressSanitizer finds counts wherever it is. Exits with 1 if there is any, or if a test fails.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ EXTENSION = "_core.abi3.so"
 # Neither says more under a checker than in `make test`, and both take minutes there.
 SLOW = "not hundred_thousand"
 CAMPAIGN_OPERATIONS = "3e6"
+OURS = re.compile(r"_core\.abi3\.so|\.rs:\d+|ERROR: AddressSanitizer")
 
 
 def run(*command: str | Path, env: Mapping[str, str]) -> int:
+    """Prints a command and runs it in the root of the repository; its exit status."""
     print("$", *command, flush=True)
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env={**os.environ, **env}).returncode
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=False, cwd=ROOT, env={**os.environ, **env}).returncode
 
 
 def staged(folder: Path, library: Path) -> Path:
@@ -47,18 +50,17 @@ def staged(folder: Path, library: Path) -> Path:
 
 def reports(log: str) -> list[str]:
     """The separate findings of a log of LeakSanitizer or memcheck, each with its stacks."""
-    without_process = re.sub(r"^==\d+== ?", "", log, flags=re.MULTILINE)
-    return [
-        part.strip() for part in re.split(r"\n\s*\n", without_process) if re.search(r"^\s+(#\d+|at 0x)", part, re.M)
-    ]
+    parts = re.split(r"\n\s*\n", re.sub(r"^==\d+== ?", "", log, flags=re.MULTILINE))
+    return [part.strip() for part in parts if re.search(r"^\s+(#\d+|at 0x)", part, re.MULTILINE)]
 
 
 def ours(log: str) -> list[str]:
-    """Those findings that go through the extension, or are no leak but an error of AddressSanitizer."""
-    return [part for part in reports(log) if "_core" in part or "ERROR: AddressSanitizer" in part]
+    """Those findings that go through the extension or a line of Rust, or are an error of AddressSanitizer's."""
+    return [part for part in reports(log) if OURS.search(part)]
 
 
 def judge(folder: Path, code: int) -> int:
+    """Prints the findings in `folder`/log.* that are ours; 1 if there are any or the tests failed with `code`."""
     logs = sorted(folder.glob("log.*"))
     text = "\n\n".join(log.read_text(errors="replace") for log in logs)
     found = ours(text)
@@ -79,6 +81,7 @@ def drive_binding(folder: Path, library: Path, checker: tuple[str, ...], env: Ma
 
 
 def asan() -> int:
+    """The core's tests, then the binding's, with every access of Rust's checked."""
     folder = ROOT / "target" / "asan"
     env = {
         "RUSTC_BOOTSTRAP": "1",
@@ -97,7 +100,8 @@ def asan() -> int:
     failed = failed or run("cargo", "build", *build, "-p", "dsv4-py", env=env)
     if failed:
         return 1
-    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    gcc = shutil.which("gcc") or sys.exit("gcc is missing; its libasan is what the interpreter preloads")
+    runtime = subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     library = folder / TARGET / "release" / "lib_core.so"
     options = {
         "LD_PRELOAD": str(Path(runtime.strip()).resolve()),
@@ -108,6 +112,7 @@ def asan() -> int:
 
 
 def valgrind() -> int:
+    """The binding's tests under memcheck: the border to Python, with nothing instrumented."""
     folder = ROOT / "target" / "valgrind"
     env = {"CARGO_TARGET_DIR": str(folder), "CARGO_PROFILE_RELEASE_DEBUG": "line-tables-only"}
     if run("cargo", "build", "--release", "--locked", "-p", "dsv4-py", env=env):

@@ -187,7 +187,7 @@ fn bits_of(int: i32) -> u32 {
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn step(lane: u64, word: u64) -> u64 {
+pub(super) fn step(lane: u64, word: u64) -> u64 {
     (lane ^ word).wrapping_mul(MULTIPLIER).rotate_left(29)
 }
 
@@ -202,9 +202,18 @@ pub(super) fn mix(check: u64, bytes: &[u8]) -> u64 {
     step(check, bytes.len() as u64)
 }
 
+fn pair(low: i32, high: i32) -> u64 {
+    u64::from(bits_of(low)) | u64::from(bits_of(high)) << 32
+}
+
+/// The same of a few int32s.
+pub(super) fn mix_few(check: u64, ints: &[i32]) -> u64 {
+    let word = |two: &[i32]| pair(two[0], two.get(1).copied().unwrap_or(0));
+    ints.chunks(2).map(word).fold(step(check, ints.len() as u64), step)
+}
+
 /// The same of the int32s of an array, in four lanes, for arrays are long.
 pub(super) fn mix_ints(check: u64, ints: &[i32]) -> u64 {
-    let pair = |low: i32, high: i32| u64::from(bits_of(low)) | u64::from(bits_of(high)) << 32;
     let mut lanes = [check, 1, 2, 3];
     let mut chunks = ints.chunks_exact(8);
     for chunk in &mut chunks {
@@ -225,7 +234,7 @@ pub(super) fn short(check: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Reader, Unreadable, Writer, mix, mix_ints};
+    use super::{Reader, Unreadable, Writer, mix, mix_few, mix_ints};
 
     #[test]
     fn numbers_of_every_size_come_back() {
@@ -271,6 +280,7 @@ mod tests {
             others[place] ^= 1;
             assert_ne!(mix(0, &other), mix(0, &bytes));
             assert_ne!(mix_ints(0, &others), mix_ints(0, &ints));
+            assert_ne!(mix_few(0, &others), mix_few(0, &ints));
             assert_ne!(mix(0, &bytes[..place]), mix(0, &bytes));
             assert_ne!(mix_ints(0, &ints[..place]), mix_ints(0, &ints));
         }

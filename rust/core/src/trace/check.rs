@@ -1,6 +1,6 @@
 //! Checks of what a core answers.
 
-use super::bytes::{mix, mix_ints, short};
+use super::bytes::{mix, mix_few, mix_ints, short, step};
 use crate::core::{Outcome, Plan};
 use crate::error::Error;
 use crate::ids::RequestId;
@@ -62,7 +62,7 @@ impl Used {
             Self::Rows => {
                 let rows = array.chunks_exact(columns).take(plan.num_requests);
                 let filled = |row: &[i32]| row.iter().position(|&id| id == 0).unwrap_or(columns);
-                return rows.fold(0, |check, row| mix_ints(check, &row[..filled(row)]));
+                return rows.fold(0, |check, row| mix_few(check, &row[..filled(row)]));
             }
         };
         mix_ints(0, &array[..len])
@@ -118,8 +118,8 @@ pub(super) fn refusal(error: &Error) -> u32 {
 }
 
 fn words(check: u64, words: impl ExactSizeIterator<Item = u64>) -> u64 {
-    let check = mix(check, &(words.len() as u64).to_le_bytes());
-    words.fold(check, |check, word| mix(check, &word.to_le_bytes()))
+    let check = step(check, words.len() as u64);
+    words.fold(check, step)
 }
 
 #[cfg(test)]
