@@ -25,6 +25,7 @@ __all__ = [
     "PoolSizes",
     "Posting",
     "Recipe",
+    "Replay",
     "RoomEvent",
     "StepDone",
     "Stopped",
@@ -34,6 +35,7 @@ __all__ = [
     "build_info",
     "check_sampling",
     "plan_memory",
+    "replay_trace",
 ]
 
 __version__: str
@@ -551,8 +553,39 @@ class Core:
         """Which band of the recipe is in force, since when and why, and when it changes: a sentence for people."""
     def audit(self) -> None:
         """Raises Violation unless every block is in exactly one place."""
+    def record(self) -> None:
+        """Records every call from now on, which must be before the first. Raises ConfigError afterwards.
+
+        A trace holds what came in, and checks of what came out: the same calls give the same plans on any machine.
+        """
+    def take_trace(self) -> bytes:
+        """The bytes of the trace since the last time; put together, they are the trace. Empty if none is made."""
     def shutdown(self) -> None:
         """Ends every request, idempotent. Afterwards submit, plan and advance raise EngineClosed; stats still works."""
+
+@final
+class Replay:
+    """What a replay found: how much was done again, and the first answer that was another."""
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that were made again, without the one that differs."""
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of these steps, prompts included."""
+    @property
+    def is_complete(self) -> bool:
+        """The last call is the shutdown: nothing is missing at the end."""
+    @property
+    def difference(self) -> str | None:
+        """The first answer that is not what the trace says, and both; None if all are the same."""
+
+def replay_trace(trace: bytes) -> Replay:
+    """Makes the calls of a trace again. Raises TraceError for bytes that are damaged, cut, or none."""
 
 def check_sampling(
     *,

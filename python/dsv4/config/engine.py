@@ -25,6 +25,7 @@ class EngineConfig:
     enable_prefix_caching   requests reuse the KV blocks of others that began with the same tokens
     prefix_cache_retention_interval   tokens between places inside a prompt where others can start; 0: end, forks
     seed                    seeds the draws of requests that bring none, and dummy weights
+    record_trace            a file for everything that goes into the core, prompts included, to be replayed later
     """
 
     model: str = "demo"
@@ -49,4 +50,5 @@ class EngineConfig:
     allow_special_in_content: bool = False
     max_output_queue_items: int = 256
     seed: int | None = None
+    record_trace: str | None = None
     progress: bool = False

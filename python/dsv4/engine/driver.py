@@ -33,6 +33,7 @@ from dsv4.engine.deliver import Delivery
 from dsv4.engine.health import Progress
 from dsv4.engine.metrics import Counts
 from dsv4.engine.request import Choice, Request
+from dsv4.engine.trace import Recording
 from dsv4.errors import Dsv4Error, EngineClosed, QueueFull, RequestFailed, Violation
 from dsv4.runtime.step import Runner, StepResult
 from dsv4.types import TokenLogprob
@@ -60,13 +61,20 @@ class Driver:
     """
 
     def __init__(
-        self, core: Core, runner: Runner, counts: Counts, *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: Core,
+        runner: Runner,
+        counts: Counts,
+        *,
+        recording: Recording | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = counts
         self.progress = Progress()
         self.clock = clock
         self._core: Core | None = core
         self._runner: Runner | None = runner
+        self._recording = recording
         self._delivery = Delivery(counts)
         self._choices: dict[int, Choice] = {}
         self._open: dict[Request, None] = {}
@@ -224,6 +232,8 @@ class Driver:
             self._contain(core, plan, error)
         else:
             self._settle(core, plan, result)
+        if self._recording is not None:
+            self._recording.drain()
         self.counts.step_tokens.observe(plan.num_tokens)
         self.counts.stats = core.stats()
         self.progress.last_step_at = self.clock()
@@ -411,6 +421,8 @@ class Driver:
         self._tell_idle()
         self.progress.closed = True
         _quietly((core.shutdown, runner.close))
+        if self._recording is not None:
+            _quietly((self._recording.close,))
 
     def _refuse_the_rest(self) -> None:
         """Commands that came too late run with a closed engine, so that no future is left unanswered."""

@@ -137,6 +137,7 @@ SETTINGS: tuple[Setting, ...] = (
         whole_or_zero,
         "tokens between places inside a prompt where others can start; 0: its end and forks only",
     ),
+    Setting("--record-trace", "engine", help="file for everything that goes into the core, to be replayed later"),
     Setting("--seed", "engine", int, "seeds the draws of requests that bring no seed"),
     Setting("--default-thinking", "both", switch, "think when a request does not say (on, off)"),
     Setting(

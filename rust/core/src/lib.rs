@@ -50,6 +50,7 @@ mod schedule;
 
 mod audit;
 pub mod core;
+pub mod trace;
 
 #[cfg(test)]
 mod violations;

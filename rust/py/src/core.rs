@@ -1,10 +1,11 @@
 //! `Core`: one lock around the core, and the interpreter released while it works.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
+use dsv4_core::trace::Recorded;
 use dsv4_core::validate::{Capacity, MAX_ENDINGS};
 use dsv4_core::{self, NewRequest};
 
@@ -21,7 +22,7 @@ use crate::sizes::{Geometry, Limits, PoolSizes};
 /// Plan out, events in. Thread-safe; every call is short; no call blocks.
 #[pyclass(frozen, module = "dsv4._core")]
 pub(crate) struct Core {
-    inner: Guarded<dsv4_core::Core>,
+    inner: Guarded<Recorded>,
     layout: dsv4_core::metadata::StepLayout,
     capacity: Capacity,
 }
@@ -31,7 +32,7 @@ impl Core {
     fn call<R: Send>(
         &self,
         py: Python<'_>,
-        call: impl FnOnce(&mut dsv4_core::Core) -> Result<R, Error> + Send,
+        call: impl FnOnce(&mut Recorded) -> Result<R, Error> + Send,
     ) -> PyResult<R> {
         match py.detach(|| self.inner.with(call)) {
             Ok(answer) => answer.map_err(|e| raised(py, &e)),
@@ -51,7 +52,7 @@ impl Core {
         limits: &Limits,
         recipe: Option<&Recipe>,
     ) -> PyResult<Self> {
-        let core = dsv4_core::Core::new(geometry.0.clone(), &sizes.0, limits.0.clone());
+        let core = Recorded::new(geometry.0.clone(), &sizes.0, limits.0.clone());
         let mut core = core.map_err(|e| raised(py, &e))?;
         if let Some(Recipe(recipe)) = recipe {
             core.follow(recipe.clone()).map_err(|e| raised(py, &e))?;
@@ -182,6 +183,17 @@ impl Core {
     /// Raises Violation unless every block is in exactly one place.
     fn audit(&self, py: Python<'_>) -> PyResult<()> {
         self.call(py, |core| core.audit())
+    }
+
+    /// Records every call from now on, which must be before the first. Raises `ConfigError` afterwards.
+    fn record(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, Recorded::record)
+    }
+
+    /// The bytes of the trace that came since the last time; put together, they are the trace.
+    fn take_trace<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.call(py, |core| Ok(core.take_trace()))?;
+        Ok(PyBytes::new(py, &bytes))
     }
 
     /// Ends every request; idempotent. `submit`, `plan` and `advance` raise `EngineClosed` afterwards.

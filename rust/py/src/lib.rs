@@ -12,6 +12,7 @@ mod recipe;
 mod rooms;
 mod sampling;
 mod sizes;
+mod trace;
 
 use pyo3::prelude::*;
 
@@ -36,6 +37,8 @@ mod _core {
     use crate::sampling::check_sampling;
     #[pymodule_export]
     use crate::sizes::{Geometry, Limits, MemoryPlan, PoolSizes, plan_memory};
+    #[pymodule_export]
+    use crate::trace::{Replay, replay_trace};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

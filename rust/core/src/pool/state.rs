@@ -162,7 +162,7 @@ impl State {
             }
             (SlotState::Incoming, Role::Owner) => self.give_up_incoming(id),
             // Found out before, when it was put there.
-            (SlotState::Quarantined(_), _) => {}
+            (SlotState::Quarantined(Why::Doubt), _) => {}
             _ => {
                 self.violate(id, generation, "given up by a handle that does not hold it");
             }

@@ -14,7 +14,7 @@ use crate::driver::{Driver, limits, request, sizes, tiny_geometry};
 use crate::pair::{D, P, Pair, WORKERS, other_side};
 use crate::rng::{Rng, Seed};
 
-struct Storm {
+pub struct Storm {
     pair: Pair,
     rng: Rng,
     rooms: u64,
@@ -29,7 +29,7 @@ struct Storm {
 }
 
 impl Storm {
-    fn new(mut rng: Rng) -> Self {
+    pub fn new(mut rng: Rng) -> Self {
         let limits = Limits {
             max_num_tokens: rng.between(8, 40),
             max_steps_in_flight: rng.between(1, 2),
@@ -155,7 +155,7 @@ impl Storm {
         }
     }
 
-    fn operate(&mut self) {
+    pub fn operate(&mut self) {
         match self.rng.below(40) {
             0 if self.rng.once_in(3) => self.submit_local(),
             0..=2 => self.submit(),
@@ -201,7 +201,7 @@ impl Storm {
     }
 
     /// Nothing is lost any more; what failed lands for the last time, and is proved to be over.
-    fn heal(&mut self) {
+    pub fn heal(&mut self) {
         self.pair.tampered = None;
         for _ in 0..400 {
             for side in [P, D] {
@@ -230,7 +230,7 @@ impl Storm {
         self.pair.assert_at_rest();
     }
 
-    fn check_ends(&self) {
+    pub fn check_ends(&self) {
         for side in [P, D] {
             for &(id, max_tokens, aborted) in &self.submitted[side] {
                 let (ends, tokens) = (self.pair.ends(side, id), self.pair.tokens(side, id));
