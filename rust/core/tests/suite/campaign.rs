@@ -13,7 +13,7 @@
 //! | cramped | the same in pools of 1 to 8 blocks                 | the same, and all come to an end  |
 //! | real    | the same with blocks of 256 and 64 tokens          | the same                          |
 //! | storm   | one act of two cores, their wire or their callers  | ends, tokens, bytes; audits       |
-//! | replay  | the same as facade, recorded and replayed                    | the same, and the record          |
+//! | replay  | the same as facade, recorded and replayed          | the same, and the record          |
 //!
 //! Every operation is checked as it happens. Audits are sampled: every 64th operation or so.
 //!
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use crate::chaos::{Stale, break_once};
 use crate::conservation::Books;
-use crate::driver::real_geometry;
+use crate::driver::{drafting, real_geometry};
 use crate::handles::Handles;
 use crate::model::{Game, Style, tiny};
 use crate::replay::play_and_replay;
@@ -113,7 +113,7 @@ fn game(mut rng: Rng, style: Style) -> usize {
 }
 
 fn real(rng: Rng) -> usize {
-    let mut game = Game::new(real_geometry(), rng);
+    let mut game = Game::new(drafting(real_geometry()), rng);
     game.play(2000);
     game.num_calls
 }
