@@ -14,6 +14,7 @@ class Recipe:
 
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
+    max_steps_in_flight     steps that are planned and not done
     kv_cache_memory_bytes   most bytes for all pools together
     single_thread_bytes     a checkpoint with fewer bytes of weights is computed by one thread
     """
@@ -21,6 +22,7 @@ class Recipe:
     name: str
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_steps_in_flight: int
     kv_cache_memory_bytes: int
     single_thread_bytes: int
 
