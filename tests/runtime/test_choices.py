@@ -27,7 +27,7 @@ def test_nothing_given_means_the_documented_choices() -> None:
     assert (found.device, found.dtype, found.kv_cache_dtype, found.indexer_dtype) == (
         "cpu", "bfloat16", "fp8_ds_mla", "fp4",
     )  # fmt: skip
-    recipe = recipe_of("cpu")
+    recipe = recipe_of("cpu").limits
     assert found.max_num_seqs == recipe.max_num_seqs
     assert found.max_num_batched_tokens == recipe.max_num_batched_tokens
     assert found.max_num_queued_reqs == 4 * recipe.max_num_seqs

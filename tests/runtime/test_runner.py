@@ -128,6 +128,6 @@ def test_a_step_computes_with_its_own_number_of_threads_and_leaves_the_hosts_alo
 
 def test_a_small_model_runs_on_one_thread_and_a_large_one_as_torch_has_it() -> None:
     settings = resolve(EngineConfig(), MODEL)
-    limit = settings.recipe.single_thread_bytes
+    limit = settings.recipe.limits.single_thread_bytes
     assert choose_threads(limit - 1, settings)[0] == 1
     assert choose_threads(limit, settings)[0] == torch.get_num_threads()

@@ -57,18 +57,20 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
     kv, index = _row_formats(config)
     choose("kv_cache_dtype", config.kv_cache_dtype, kv, "follows dtype", auto="auto")
     choose("indexer_dtype", config.indexer_dtype, index, "follows dtype", auto="auto")
-    recipe = recipe_of("cpu")
+    name = cast("str", choose("recipe", config.recipe, "cpu", "the device's own", auto="auto"))
+    recipe = recipe_of(name)
     tokens_given = config.max_num_batched_tokens
-    most = recipe.max_num_seqs if tokens_given is None else min(recipe.max_num_seqs, tokens_given)
+    limits = recipe.limits
+    most = limits.max_num_seqs if tokens_given is None else min(limits.max_num_seqs, tokens_given)
     seqs = choose("max_num_seqs", config.max_num_seqs, most, f"recipe {recipe.name}")
     num_seqs = cast("int", seqs)
-    budget = max(recipe.max_num_batched_tokens, num_seqs)
+    budget = max(limits.max_num_batched_tokens, num_seqs)
     tokens = choose("max_num_batched_tokens", tokens_given, budget, f"recipe {recipe.name}")
     queue = 1 if config.max_num_queued_reqs == 0 else config.max_num_queued_reqs  # every request passes through it
     queued = choose("max_num_queued_reqs", queue, 4 * num_seqs, "4 x max_num_seqs")
     num_tokens = cast("int", tokens)
     steps = choose(
-        "max_steps_in_flight", config.max_steps_in_flight, recipe.max_steps_in_flight, f"recipe {recipe.name}"
+        "max_steps_in_flight", config.max_steps_in_flight, recipe.limits.max_steps_in_flight, f"recipe {recipe.name}"
     )
     if num_tokens < num_seqs:
         raise ConfigError(

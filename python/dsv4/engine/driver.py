@@ -34,6 +34,7 @@ from dsv4.engine.flights import Flights
 from dsv4.engine.health import Progress
 from dsv4.engine.metrics import Counts
 from dsv4.engine.request import Choice, Request
+from dsv4.engine.trace import Recording
 from dsv4.errors import Dsv4Error, EngineClosed, QueueFull, RequestFailed, Violation
 from dsv4.runtime.step import Runner, StepResult
 from dsv4.types import TokenLogprob
@@ -61,13 +62,20 @@ class Driver:
     """
 
     def __init__(
-        self, core: Core, runner: Runner, counts: Counts, *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: Core,
+        runner: Runner,
+        counts: Counts,
+        *,
+        recording: Recording | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = counts
         self.progress = Progress()
         self.clock = clock
         self._core: Core | None = core
         self._flights: Flights | None = Flights(runner)
+        self._recording = recording
         self._delivery = Delivery(counts)
         self._choices: dict[int, Choice] = {}
         self._open: dict[Request, None] = {}
@@ -77,6 +85,7 @@ class Driver:
         self._gate = threading.Lock()  # between "the inbox is closed" and "put into the inbox"
         self._accepting = True
         self._stopping = False
+        self._band = 0  # in which a core begins
         self._thread = threading.Thread(target=self._run, name="dsv4-driver", daemon=True)
 
     # ------------------------------------------------------------------ for every thread
@@ -227,6 +236,8 @@ class Driver:
         else:
             self._settle(core, plan, result)
         flights.let_go(plan.step_id)
+        if self._recording is not None:
+            self._recording.drain()
         self.counts.step_tokens.observe(plan.num_tokens)
         self.counts.stats = core.stats()
         self.progress.last_step_at = self.clock()
@@ -265,7 +276,10 @@ class Driver:
         future.set_result(None)
 
     def _note_planned(self, plan: Plan) -> None:
-        """Which requests run for the first time; looked at only while there are some that never ran."""
+        """Which limits are in force; which requests run for the first time, while there are some that never ran."""
+        if plan.band != self._band:
+            self._band = plan.band
+            log.info(self._the_core.explain_recipe())
         if not self._unplanned:
             return
         now = self.clock()
@@ -411,6 +425,8 @@ class Driver:
         self._tell_idle()
         self.progress.closed = True
         _quietly((core.shutdown, flights.close))
+        if self._recording is not None:
+            _quietly((self._recording.close,))
 
     def _refuse_the_rest(self) -> None:
         """Commands that came too late run with a closed engine, so that no future is left unanswered."""

@@ -59,7 +59,8 @@ def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, s
     reasons = {choice.name: f"{choice.source}: {choice.reason}" for choice in loaded.choices}
     numerics = f"{settings.dtype}, KV rows {settings.kv_cache_dtype}, index rows {settings.indexer_dtype}"
     context = f"context {limits.max_model_len} ({reasons['max_model_len']})"
-    bounds = f"{settings.max_num_seqs} running, {settings.max_num_batched_tokens} tokens a step"
+    recipe = f"recipe {settings.recipe.name} of {len(settings.recipe.bands)} bands"
+    bounds = f"{settings.max_num_seqs} running, {settings.max_num_batched_tokens} tokens a step ({recipe})"
     thinking = "on" if config.default_thinking else "off"
     return [
         ("model", f"{name} ({loaded.directory}), {_shape(model)}"),
@@ -125,6 +126,8 @@ def _facts(loaded: Loaded, name: str) -> Facts:
         settings={choice.name: f"{choice.value} ({choice.source})" for choice in loaded.choices},
         pool_blocks=blocks,
         pool_bytes=loaded.pool_bytes,
+        recipe=loaded.settings.recipe.name,
+        bands=tuple(band.name for band in loaded.settings.recipe.bands),
     )
 
 

@@ -25,6 +25,7 @@ from dsv4.model.model import DeepseekV4
 from dsv4.model.numerics import Numerics
 from dsv4.runtime.memory import Sizing, allocate_pools, pool_bytes, size_pools
 from dsv4.runtime.plan import ServingPlan, Subject, numerics_of, plan_of, schema_bytes
+from dsv4.runtime.recipe import core_recipe
 from dsv4.runtime.runner import ModelRunner
 
 SAMPLE_BYTES = 1 << 20
@@ -75,7 +76,7 @@ def load(config: EngineConfig) -> Loaded:
     sizing = size_pools(config, settings, model, numerics)
     network, weights = _load_weights(config, directory, model, numerics)
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)
-    core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits)
+    core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits, core_recipe(settings.recipe, sizing.limits))
     num_threads, threads = choose_threads(weights.num_bytes, settings)
     return Loaded(
         core=core,
@@ -92,7 +93,7 @@ def load(config: EngineConfig) -> Loaded:
 
 def choose_threads(weights_bytes: int, settings: Settings) -> tuple[int, Choice]:
     """One thread for a small model, torch's own number for the others."""
-    if weights_bytes < settings.recipe.single_thread_bytes:
+    if weights_bytes < settings.recipe.limits.single_thread_bytes:
         return 1, Choice("num_threads", "1", "auto", f"recipe {settings.recipe.name}, for small weights")
     num_threads = torch.get_num_threads()
     return num_threads, Choice("num_threads", str(num_threads), "auto", "torch's own number")

@@ -54,6 +54,14 @@ impl PoolSizes {
         wanted.min(self.swa_blocks.saturating_sub(steady_swa_blocks(geometry, limits)))
     }
 
+    /// Rows of host memory for what is sent along with a prompt, one per room: twice as many as
+    /// requests run, or as many as have a slot, so that some can come in, or wait for a proof, while
+    /// all run.
+    pub fn aux_rows(&self, limits: &Limits) -> usize {
+        let running = limits.max_num_requests.min(self.state_slots);
+        (2 * running).max(self.state_slots).min(MAX_BLOCKS)
+    }
+
     /// Tokens of the longest request that fits alone.
     pub fn max_request_tokens(&self, geometry: &Geometry) -> usize {
         self.full_blocks * geometry.block_tokens

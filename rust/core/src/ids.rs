@@ -80,6 +80,8 @@ pub enum Group {
     Swa,
     /// Compressor state, one slot per running request.
     State,
+    /// What is sent along with a prompt: rows of host memory, one per room.
+    Aux,
 }
 
 impl fmt::Display for Group {
@@ -88,6 +90,7 @@ impl fmt::Display for Group {
             Self::Full => "full",
             Self::Swa => "swa",
             Self::State => "state",
+            Self::Aux => "aux",
         })
     }
 }

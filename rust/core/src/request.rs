@@ -62,6 +62,8 @@ pub enum Finish {
     NonFinite = 4,
     /// A broken invariant.
     Violation = 5,
+    /// Its prompt did not come from the other side, or did not get there.
+    Transfer = 6,
 }
 
 /// What was asked, and what was generated so far.
@@ -230,6 +232,13 @@ pub(crate) enum Next {
 }
 
 impl Decoding {
+    /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
+    pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
+        let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
+        let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
+        Self { active, sample: 0, drafts: vec![], bank: 0 }
+    }
+
     pub(crate) fn next(&self) -> Next {
         let Request { tokens, .. } = &self.active.request;
         match tokens.get(self.active.planned) {

@@ -21,6 +21,8 @@ pub struct Plan {
     pub num_forwarded: usize,
     pub num_draft_tokens: usize,
     pub max_seq_len: usize,
+    /// Place of the recipe's band under which the step was chosen.
+    pub band: usize,
     /// State slots to copy before the step's kernels, and after them.
     pub num_restores: usize,
     pub num_saves: usize,
@@ -41,6 +43,7 @@ pub struct Plan {
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
     pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+        self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
             self.choose(); // without those that failed
@@ -154,6 +157,7 @@ impl Scheduler {
         plan.num_c4 = arrays.num_c4();
         plan.num_c128 = arrays.num_c128();
         plan.max_seq_len = arrays.max_seq_len;
+        plan.band = self.dispatch.index();
         plan
     }
 
@@ -161,13 +165,18 @@ impl Scheduler {
     /// request decodes.
     fn move_on(&mut self, row: &Row, step: StepId, sample: usize) {
         let phase = self.requests.at_mut(row.place);
+        let mut is_sent = false;
         if let Phase::Decoding(decoding) = phase {
             decoding.plan(step, sample);
         } else if let Phase::Prefilling(prefilling) = self.requests.take(row.place) {
+            is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            active.slide(self.geometry.window_start(active.planned), step, &self.geometry);
+            // What is sent behind a whole prompt begins a position before what its next token sees.
+            let start = self.geometry.window_start(active.planned);
+            let start = start.saturating_sub(usize::from(is_sent));
+            active.slide(start, step, &self.geometry);
         }
     }
 }

@@ -39,14 +39,18 @@ impl Scheduler {
         let mut num_blocked = 0;
         while budget > 0
             && num_blocked <= LOOK_AHEAD
-            && self.running.len() < self.limits.max_num_requests
+            && self.running.len() < self.dispatch.band().max_num_requests
         {
             let Some((rank, place)) = self.queue.next_after(after) else { return };
+            if self.rooms.is_held_back(rank) {
+                return;
+            }
             after = Some(rank);
             match self.find_room(place) {
                 Room::Made(room) => {
                     let (tables, reuse) = *room;
                     self.start(place, tables, reuse);
+                    self.send_cached(place);
                     budget -= self.choose_chunk(place, budget);
                 }
                 Room::Soon => return, // what comes back is for this one

@@ -1,9 +1,14 @@
 //! What happened: events are checked all together, then applied in order.
 
+use super::rooms::Errands;
 use super::{Flight, Row, Scheduler};
 use crate::error::Error;
 use crate::ids::{RequestId, StepId};
 use crate::request::{Finish, Phase};
+use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
+use crate::transfer::message::Message;
+use crate::transfer::proof::Evidence;
+use crate::transfer::receiving::Inspection;
 
 /// What happened outside.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +31,50 @@ pub enum Event<'a> {
     },
     /// The text layer found a stop string.
     Stopped(RequestId),
+    /// A peer said something about a room, or that it lives.
+    Peer {
+        /// Who.
+        from: PeerRank,
+        /// What.
+        message: &'a Message,
+    },
+    /// A transfer that was posted has ended.
+    TicketEnded {
+        /// Which.
+        ticket: Ticket,
+        /// All of it has landed; otherwise it failed.
+        landed: bool,
+        /// Over what was read for it: a sum over its items, each with its place in the prompt.
+        digest: u64,
+    },
+    /// An aux row was read, and what landed was looked at.
+    Inspected {
+        /// As in the [`Check`](super::Check).
+        key: RoomKey,
+        /// From the aux row.
+        first_token: i32,
+        /// What was found.
+        found: &'a Inspection,
+    },
+    /// A peer process is gone.
+    PeerGone {
+        /// Which.
+        incarnation: Incarnation,
+        /// What is known of it; what proves nothing leaves quarantined what it may write.
+        evidence: Option<Evidence>,
+    },
+    /// This worker cut a peer's way in.
+    Fenced {
+        /// Whose.
+        incarnation: Incarnation,
+        /// How.
+        evidence: Evidence,
+    },
+    /// A peer that lives connects anew; to be told before the new connection carries anything.
+    Reconnected {
+        /// Which.
+        incarnation: Incarnation,
+    },
     /// Microseconds of a monotonic clock.
     Tick(u64),
 }
@@ -63,6 +112,8 @@ pub struct Outcome {
     pub tokens: Vec<i32>,
     /// 0, or why the request ended ([`Finish`]).
     pub finished: Vec<u8>,
+    /// What there is to do for the rooms.
+    pub errands: Errands,
 }
 
 impl Outcome {
@@ -82,6 +133,7 @@ impl Outcome {
         self.request_ids.append(&mut other.request_ids);
         self.tokens.append(&mut other.tokens);
         self.finished.append(&mut other.finished);
+        self.errands.append(&mut other.errands);
     }
 }
 
@@ -93,7 +145,7 @@ impl<'a> Event<'a> {
                 Some((step, Answer { tokens, non_finite, ..Answer::default() }))
             }
             Self::Verified { step, answer } => Some((step, answer)),
-            Self::Stopped(_) | Self::Tick(_) => None,
+            _ => None,
         }
     }
 }
@@ -134,15 +186,23 @@ impl Scheduler {
                     self.spare_rows.push(rows);
                 }
                 Event::Stopped(id) => {
-                    if let Some(place) = self.requests.place_of(id) {
-                        self.end(place);
+                    let is_here = match self.requests.place_of(id) {
+                        Some(place) => self.end(place) == id,
+                        None => self.leave_seat(id),
+                    };
+                    if is_here {
                         outcome.push(id, None, Some(Finish::Stopped));
                     }
                 }
-                Event::Tick(now_us) => self.now_us = self.now_us.max(now_us),
+                Event::Tick(now_us) => {
+                    self.now_us = self.now_us.max(now_us);
+                    self.room_event(event);
+                }
+                _ => self.room_event(event),
             }
         }
         self.pools.reclaim(self.done);
+        self.move_rooms();
         outcome.append(&mut self.untold);
         Ok(outcome)
     }
@@ -160,10 +220,9 @@ impl Scheduler {
                     }
                 }
             }
-            if let Event::Stopped(id) = *event
-                && !self.knows(id)
-            {
-                return Err(Error::UnknownRequest(id));
+            match *event {
+                Event::Stopped(id) if !self.knows(id) => return Err(Error::UnknownRequest(id)),
+                _ => {}
             }
         }
         Ok(())
@@ -247,7 +306,7 @@ impl Scheduler {
     fn settle_chunk(&mut self, row: &Row, outcome: &mut Outcome) {
         let Some(phase) = self.requests.still_at(row.place, row.id) else { return };
         let sealed = phase.active_mut().map_or(Ok(()), |active| active.seal(row.end()));
-        if sealed.is_err() {
+        if sealed.is_err() || self.send_chunk(row).is_err() {
             self.end_broken(row, outcome);
         }
     }
@@ -259,6 +318,9 @@ impl Scheduler {
     fn settle_samples(&mut self, row: &Row, answer: &RowAnswer<'_>, outcome: &mut Outcome) {
         let Some(phase) = self.requests.still_at(row.place, row.id) else { return };
         let is_waiting = phase.active().is_none();
+        if is_waiting && self.rooms.departs(row.id) {
+            return; // what the other side needs is gone: it computes it again
+        }
         let request = phase.request_mut();
         let num_finite = answer.broken.unwrap_or(answer.tokens.len());
         let (mut count, mut finish) = (0, None);
@@ -301,6 +363,8 @@ impl Scheduler {
         if finish.is_none() && answer.broken.is_some() {
             finish = Some(Finish::NonFinite);
         }
+        let ends = finish.is_some();
+        finish = finish.and_then(|finish| self.send_last(row.place, row.id, finish));
         for (index, &token) in tokens.iter().enumerate() {
             let is_last = index + 1 == count && finish != Some(Finish::NonFinite);
             outcome.push(row.id, Some(token), finish.filter(|_| is_last));
@@ -308,7 +372,7 @@ impl Scheduler {
         if finish == Some(Finish::NonFinite) {
             outcome.push(row.id, None, finish);
         }
-        if finish.is_some() {
+        if ends {
             self.end(row.place);
         }
     }
