@@ -10,6 +10,8 @@ from dsv4.config.model import ModelConfig
 from dsv4.config.recipe import Recipe, recipe_of
 from dsv4.errors import ConfigError
 
+MOST_STEPS_IN_FLIGHT = 2
+
 Source = Literal["given", "auto", "default"]
 
 
@@ -34,6 +36,7 @@ class Settings:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_queued_reqs: int
+    max_steps_in_flight: int
     recipe: Recipe
     choices: tuple[Choice, ...]
 
@@ -66,6 +69,9 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
     queue = 1 if config.max_num_queued_reqs == 0 else config.max_num_queued_reqs  # every request passes through it
     queued = choose("max_num_queued_reqs", queue, 4 * num_seqs, "4 x max_num_seqs")
     num_tokens = cast("int", tokens)
+    steps = choose(
+        "max_steps_in_flight", config.max_steps_in_flight, recipe.limits.max_steps_in_flight, f"recipe {recipe.name}"
+    )
     if num_tokens < num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {num_tokens} and max_num_seqs {num_seqs}: a step needs room for one token of "
@@ -79,6 +85,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
         max_num_queued_reqs=cast("int", queued),
+        max_steps_in_flight=cast("int", steps),
         recipe=recipe,
         choices=tuple(found),
     )
@@ -116,12 +123,15 @@ def _check_ranges(config: EngineConfig, model: ModelConfig) -> None:
         ("kv_cache_memory_bytes", config.kv_cache_memory_bytes, 1),
         ("max_num_seqs", config.max_num_seqs, 1),
         ("max_num_batched_tokens", config.max_num_batched_tokens, 1),
+        ("max_steps_in_flight", config.max_steps_in_flight, 1),
         ("max_num_queued_reqs", config.max_num_queued_reqs, 0),
         ("max_num_queued_tokens", config.max_num_queued_tokens, 0),
         ("max_output_queue_items", config.max_output_queue_items, 1),
     ):
         if number is not None and number < least:
             raise ConfigError(f"{name} is {number}; it is at least {least}")
+    if config.max_steps_in_flight is not None and config.max_steps_in_flight > MOST_STEPS_IN_FLIGHT:
+        raise ConfigError(f"max_steps_in_flight is {config.max_steps_in_flight}; it is at most {MOST_STEPS_IN_FLIGHT}")
     if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}; the checkpoint's positions end at "

@@ -20,6 +20,7 @@ class EngineConfig:
     kv_cache_memory_bytes   bytes for all pools together; None: 1 GiB on the CPU
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
+    max_steps_in_flight     2: the next step is planned while one runs, and takes its tokens from there; 1: not
     max_num_queued_reqs, max_num_queued_tokens   bounds of the queue; None: 4 x max_num_seqs, 16 x max_model_len
     recipe                  limits by device and load: a name in config/recipes, or the path of a .toml file
     enable_prefix_caching   requests reuse the KV blocks of others that began with the same tokens
@@ -40,6 +41,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_steps_in_flight: int | None = None
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
     recipe: str = "auto"

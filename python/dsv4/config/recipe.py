@@ -39,12 +39,14 @@ class RecipeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
+    max_steps_in_flight     steps that are planned and not done
     kv_cache_memory_bytes   most bytes for all pools together
     single_thread_bytes     a checkpoint with fewer bytes of weights is computed by one thread
     """
 
     max_num_seqs: _Count
     max_num_batched_tokens: _Count
+    max_steps_in_flight: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
     kv_cache_memory_bytes: _Count
     single_thread_bytes: Annotated[int, msgspec.Meta(ge=0)]
 

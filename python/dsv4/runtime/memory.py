@@ -107,6 +107,7 @@ def limits_of(config: EngineConfig, settings: Settings, model: ModelConfig, max_
         vocab_size=model.vocab_size,
         prefix_cache=config.enable_prefix_caching,
         checkpoint_tokens=config.prefix_cache_retention_interval,
+        max_steps_in_flight=settings.max_steps_in_flight,
     )
 
 

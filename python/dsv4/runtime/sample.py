@@ -129,6 +129,8 @@ class Sampler:
         for index, row in enumerate(rows):
             if index in non_finite:
                 tokens[index] = 0
+                if row.said is not None:
+                    row.said.note(0)  # it ends with this row, but the next step may have been planned with it
                 continue
             position = positions[index]
             if tokens[index] < 0:

@@ -80,7 +80,7 @@ def load(config: EngineConfig) -> Loaded:
     num_threads, threads = choose_threads(weights.num_bytes, settings)
     return Loaded(
         core=core,
-        runner=ModelRunner(network, caches, core, num_threads=num_threads),
+        runner=ModelRunner(network, caches, core, num_threads=num_threads, num_steps=settings.max_steps_in_flight),
         directory=directory,
         model=model,
         settings=settings,

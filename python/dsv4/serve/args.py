@@ -120,6 +120,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("--kv-cache-memory-bytes", "engine", size, "bytes for all KV pools together, such as 2GiB"),
     Setting("--max-num-seqs", "engine", whole, "most requests running at once"),
     Setting("--max-num-batched-tokens", "engine", whole, "token budget of one step"),
+    Setting("--max-steps-in-flight", "engine", whole, "2: plan the next step while one runs; 1: after it"),
     Setting("--recipe", "engine", help="limits by device and load: a name, or the path of a .toml file"),
     Setting("--max-num-queued-reqs", "engine", whole_or_zero, "bound of the queue in requests"),
     Setting("--max-num-queued-tokens", "engine", whole_or_zero, "bound of the queue in tokens"),
