@@ -12,6 +12,10 @@ from dsv4.errors import ConfigError
 
 MOST_STEPS_IN_FLIGHT = 2
 
+Device = Literal["cpu", "cuda"]
+RECIPES = {"cpu": "cpu", "cuda": "h200"}
+"""The recipe of each device, where none is named."""
+
 Source = Literal["given", "auto", "default"]
 
 
@@ -29,7 +33,7 @@ class Choice:
 class Settings:
     """What is decided before the pools are sized; `choices` tells the same to people."""
 
-    device: Literal["cpu"]
+    device: Device
     dtype: Literal["bfloat16", "float32"]
     kv_cache_dtype: Literal["fp8_ds_mla", "bf16", "float32"]
     indexer_dtype: Literal["fp4", "fp8", "float32"]
@@ -52,12 +56,12 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         found.append(Choice(name, str(value), "given" if taken else "auto", "as given" if taken else why))
         return value
 
-    choose("device", config.device, "cpu", "no GPU kernel is written yet", auto="auto")
+    device = cast("Device", choose("device", config.device, "cpu", "a GPU is used when it is asked for", auto="auto"))
     dtype = choose("dtype", config.dtype, "bfloat16", "what the official code computes in", auto="auto")
     kv, index = _row_formats(config)
     choose("kv_cache_dtype", config.kv_cache_dtype, kv, "follows dtype", auto="auto")
     choose("indexer_dtype", config.indexer_dtype, index, "follows dtype", auto="auto")
-    name = cast("str", choose("recipe", config.recipe, "cpu", "the device's own", auto="auto"))
+    name = cast("str", choose("recipe", config.recipe, RECIPES[device], "the device's own", auto="auto"))
     recipe = recipe_of(name)
     tokens_given = config.max_num_batched_tokens
     limits = recipe.limits
@@ -78,7 +82,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
             f"every running request; raise the first or lower the second"
         )
     return Settings(
-        device="cpu",
+        device=device,
         dtype=cast("Literal['bfloat16', 'float32']", dtype),
         kv_cache_dtype=kv,
         indexer_dtype=index,
@@ -106,10 +110,8 @@ def _row_formats(
 
 
 def _check_ranges(config: EngineConfig, model: ModelConfig) -> None:
-    if config.device == "cuda" or config.device.startswith("cuda:"):
-        raise ConfigError(f"device {config.device!r}: the GPU kernels are not written yet; use 'cpu' or 'auto'")
     for name, value, allowed in (
-        ("device", config.device, ("auto", "cpu")),
+        ("device", config.device, ("auto", *_words(Device))),
         ("dtype", config.dtype, _words(Dtype)),
         ("kv_cache_dtype", config.kv_cache_dtype, _words(KvCacheDtype)),
         ("indexer_dtype", config.indexer_dtype, _words(IndexerDtype)),
