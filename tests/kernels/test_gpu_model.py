@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 from typing import Any
 
 import pytest
 import torch
 from tests.kernels.conftest import DEVICE
-from tests.model.oracle import model_config
 from tests.model.stepping import Planner, make_caches
 from torch import Tensor
 
+from dsv4.config.directory import DEMO
+from dsv4.config.model import ModelConfig
 from dsv4.errors import CheckpointError, UnsupportedModel
 from dsv4.model.caches import Caches
 from dsv4.model.dummy import DummySource
@@ -26,22 +28,17 @@ from dsv4.model.inputs import StepInputs
 from dsv4.model.model import DeepseekV4
 from dsv4.model.numerics import FLOAT32, Numerics
 
-CONFIG = model_config(
-    hidden_size=256,
+CONFIG = dataclasses.replace(
+    ModelConfig.parse(json.loads((DEMO / "config.json").read_text())),
+    vocab_size=320,
     num_hidden_layers=4,
     compress_ratios=(0, 4, 128, 4),
     num_attention_heads=64,
-    head_dim=512,
-    index_head_dim=128,
-    qk_rope_head_dim=64,
-    sliding_window=128,
     index_n_heads=64,
-    q_lora_rank=128,
-    o_lora_rank=128,
     o_groups=8,
     index_topk=16,
-    moe_intermediate_size=128,
     num_hash_layers=1,
+    num_mtp_layers=0,
 )
 NUMERICS = Numerics("bfloat16", "fp8_ds_mla", "fp4")
 LENGTHS = (300, 130, 70) if DEVICE == "cuda" else (9,)
