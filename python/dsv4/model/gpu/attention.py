@@ -94,9 +94,9 @@ class Attention:
         )  # fmt: skip
         rows = self._compressed(u, q_r, step, pools)
         most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
-        units = units_of(rows, most)
-        split = split_of(len(u), self.num_heads, units, NUM_SMS)
-        scratch = scratch_of(split, len(u), self.num_heads, units, u.device)
+        split = split_of(len(u), self.num_heads, units_of(rows, most), NUM_SMS)
+        room = rows.slots.shape[1] if isinstance(rows, SelectedRows) else most  # every slot of a row has its unit
+        scratch = scratch_of(split, len(u), self.num_heads, units_of(rows, room), u.device)
         o = sparse_decode(q, self.sink, pools.swa, step.window_slots, step.inputs.positions, rows, split, scratch)
         rotate_back(o, angles)
         z = mixed_linear_quantised(o.flatten(1), self.wo_a, self.o_groups, self.workspace)
