@@ -3,10 +3,11 @@
 //! A request that starts is promised, in every group, what it takes to get through its prompt:
 //!
 //! ```text
-//!   full   ceil((tokens so far + reserved output) / 256)
-//!   swa    ceil(W / 64) + 1
+//!   full   ceil((tokens so far + reserved output + tokens in flight - 1) / 256)
+//!   swa    floor((W + tokens in flight + 64 - 3) / 64) + 1
 //!   state  1
 //! ```
+//! Tokens in flight: `1 + drafts` of every step in flight.
 //! The window blocks that chunks need beyond that are one term of the pool, set aside once for
 //! all requests. A promise is backed twice: by free blocks now, and by the capacity for good.
 
@@ -25,7 +26,7 @@ use crate::table::{BlockTable, Tables};
 /// comes after grows from the free pool.
 pub const RESERVED_OUTPUT_BLOCKS: usize = 2;
 
-/// The three pools of one core.
+/// The pools of one core.
 #[derive(Debug)]
 pub struct Pools {
     /// Compressed rows.
@@ -34,8 +35,12 @@ pub struct Pools {
     pub swa: Pool,
     /// Compressor state.
     pub state: Pool,
+    /// Rows of what is sent along with a prompt.
+    pub aux: Pool,
     geometry: Geometry,
     transient_swa: usize,
+    /// Tokens of one request in flight.
+    in_flight: usize,
 }
 
 /// Why a request does not start now.
@@ -59,22 +64,24 @@ impl fmt::Display for Wait {
 impl Pools {
     /// Pools of these sizes, all free.
     pub fn new(geometry: &Geometry, sizes: &PoolSizes, limits: &Limits) -> Result<Self, Error> {
-        sizes.check(geometry)?;
+        sizes.check(geometry, limits)?;
         Ok(Self {
             full: Pool::new(Group::Full, sizes.full_blocks),
             swa: Pool::new(Group::Swa, sizes.swa_blocks),
             state: Pool::new(Group::State, sizes.state_slots),
+            aux: Pool::new(Group::Aux, sizes.aux_rows(limits)),
             geometry: geometry.clone(),
             transient_swa: sizes.transient_swa_blocks(geometry, limits),
+            in_flight: limits.tokens_in_flight(),
         })
     }
 
-    /// All three, by name.
-    pub fn each(&self) -> [(Group, &Pool); 3] {
-        [(Group::Full, &self.full), (Group::Swa, &self.swa), (Group::State, &self.state)]
+    /// All of them, by name.
+    pub fn each(&self) -> [(Group, &Pool); 4] {
+        [Group::Full, Group::Swa, Group::State, Group::Aux].map(|group| (group, self.of(group)))
     }
 
-    /// Does the same to all three.
+    /// Does the same to all of them.
     pub fn for_each(&self, act: impl FnMut(&Pool)) {
         self.each().into_iter().map(|(_, pool)| pool).for_each(act);
     }
@@ -95,6 +102,7 @@ impl Pools {
             Group::Full => &self.full,
             Group::Swa => &self.swa,
             Group::State => &self.state,
+            Group::Aux => &self.aux,
         }
     }
 
@@ -102,13 +110,25 @@ impl Pools {
     /// starts behind `hit` full blocks of the cache.
     pub(crate) fn need(&self, tokens: usize, output: usize, hit: usize) -> Need {
         let geometry = &self.geometry;
-        let reserved = output.min(RESERVED_OUTPUT_BLOCKS * geometry.block_tokens);
+        // No position is ever computed that has no token in the end: what is in flight counts only
+        // as far as there is output left.
+        let ahead = RESERVED_OUTPUT_BLOCKS * geometry.block_tokens + self.in_flight - 1;
+        let reserved = output.min(ahead);
         let start = hit * geometry.block_tokens;
         let window_block = geometry.swa_block_tokens;
         let first = if hit == 0 { 0 } else { geometry.window_start(start) / window_block };
         let lent = (start / window_block).saturating_sub(first);
-        let swa = geometry.steady_swa_blocks();
+        let swa = geometry.steady_swa_blocks(self.in_flight);
         Need { full: (geometry.full_blocks(tokens + reserved), hit), swa: (swa, lent), first }
+    }
+
+    /// The same for a request whose prompt comes from elsewhere, but for `hit` full blocks: the window
+    /// begins with the tail of the prompt.
+    pub(crate) fn need_landing(&self, tokens: usize, output: usize, hit: usize) -> Need {
+        let need = self.need(tokens, output, 0);
+        let tail = tokens - self.geometry.tail_tokens(tokens);
+        let first = tail / self.geometry.swa_block_tokens;
+        Need { full: (need.full.0, hit), swa: (need.swa.0, 0), first }
     }
 
     /// Blocks of each group to evict before a request can start, given how many could be.
@@ -177,12 +197,18 @@ pub(crate) struct Need {
 }
 
 impl Need {
+    /// Full blocks promised in all.
+    pub(crate) fn num_full(&self) -> usize {
+        self.full.0
+    }
+
     /// Blocks that have to be free.
     fn of(&self, group: Group) -> usize {
         match group {
             Group::Full => self.full.0.saturating_sub(self.full.1),
             Group::Swa => self.swa.0.saturating_sub(self.swa.1),
             Group::State => 1,
+            Group::Aux => 0,
         }
     }
 }

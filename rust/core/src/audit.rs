@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::ids::Group;
 use crate::pool::Pool;
-use crate::request::Phase;
+use crate::request::{Active, Phase};
 use crate::schedule::Scheduler;
 use crate::table::{BlockTable, Tables};
 
@@ -16,11 +16,22 @@ pub(crate) fn audit(scheduler: &Scheduler) -> Result<(), Error> {
     audit_tables(scheduler, Group::Swa, &scheduler.pools.swa, |tables| &tables.swa)?;
     let wrong = |what: String| Err(Error::Audit(what));
     let slots = scheduler.pools.state.counts();
-    if slots.open + slots.quarantined < scheduler.running.len() || slots.sealed != 0 {
-        return wrong(format!("{slots:?} for {} running requests", scheduler.running.len()));
+    let holders = actives(scheduler).count() + scheduler.rooms.landings().count();
+    if slots.open + slots.quarantined < holders || slots.sealed != 0 {
+        return wrong(format!("{slots:?} for {holders} requests that hold one"));
+    }
+    let (rows, held) = (scheduler.pools.aux.counts(), scheduler.rooms.num_aux_rows());
+    if rows.open != held || rows.sealed + rows.shared + rows.cached != 0 {
+        return wrong(format!("{rows:?} for {held} requests that hold an aux row"));
     }
     audit_cache(scheduler)?;
     audit_lists(scheduler)
+}
+
+/// Everybody who holds blocks of its own: those that run, and those that will when a row is vacant.
+fn actives(scheduler: &Scheduler) -> impl Iterator<Item = &Active> {
+    let running = scheduler.requests.iter().filter_map(|(_, phase)| phase.active());
+    running.chain(scheduler.rooms.seats().map(|decoding| &decoding.active))
 }
 
 /// Handles and slot table agree, block by block and in sum.
@@ -31,19 +42,25 @@ fn audit_tables(
     table: impl Fn(&Tables) -> &BlockTable,
 ) -> Result<(), Error> {
     let (mut held, mut readers, mut reserved) = (0, 0, 0);
-    for (_, phase) in scheduler.requests.iter() {
-        if let Some(active) = phase.active() {
-            let table = table(&active.tables);
-            let audited = table.audit();
-            let mut own = audited.map_err(|what| Error::Audit(format!("{group}: {what}")))?;
-            reserved += table.num_reserved();
-            if group == Group::Swa {
-                for save in &active.reuse.saves {
-                    let caught = save.num_caught();
-                    own = (own.0 + caught.0, own.1 + caught.1);
-                }
-            }
-            (held, readers) = (held + own.0, readers + own.1);
+    let mut add = |table: &BlockTable| -> Result<(), Error> {
+        let own = table.audit().map_err(|what| Error::Audit(format!("{group}: {what}")))?;
+        reserved += table.num_reserved();
+        (held, readers) = (held + own.0, readers + own.1);
+        Ok(())
+    };
+    for active in actives(scheduler) {
+        add(table(&active.tables))?;
+    }
+    for (_, landing) in scheduler.rooms.landings() {
+        match group {
+            Group::Full => add(&landing.full)?,
+            _ => add(&landing.swa)?,
+        }
+    }
+    if group == Group::Swa {
+        for save in actives(scheduler).flat_map(|active| &active.reuse.saves) {
+            let caught = save.num_caught();
+            (held, readers) = (held + caught.0, readers + caught.1);
         }
     }
     let counts = pool.counts();
@@ -61,9 +78,10 @@ fn audit_tables(
 fn audit_cache(scheduler: &Scheduler) -> Result<(), Error> {
     let trie = &scheduler.prefix.trie;
     let (window, slots) = trie.audit().map_err(|what| Error::Audit(format!("cache: {what}")))?;
-    let phases = scheduler.requests.iter();
-    let active: Vec<_> = phases.filter_map(|(_, phase)| phase.active()).collect();
-    let users = active.iter().filter(|active| active.reuse.node.is_some()).count();
+    let active: Vec<_> = actives(scheduler).collect();
+    let landed = scheduler.rooms.landings().map(|(_, landing)| &landing.reuse);
+    let reuses = active.iter().map(|active| &active.reuse).chain(landed);
+    let users = reuses.filter(|reuse| reuse.node.is_some()).count();
     let restores = active.iter().filter(|active| active.reuse.restore.is_some()).count();
     let pools = &scheduler.pools;
     let found = [

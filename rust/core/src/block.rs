@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   Pool::take ──▶ Block<Open> ──seal──▶ Block<Sealed> ──share──▶ Block<Shared> ◀──lend─┐
-//!                       │ drop               │ drop                 │  │ keep ──▶ Block<Cached>
-//!                       ▼                    ▼                      ▼  ▼ last drop of all   │
-//!                    Retired(newest step that may read it) ◀────────────────────────────────┘
+//!        settle ───▶ │    │ drop            │ drop                 │  │ keep ──▶ Block<Cached>
+//!          │ disclose│    ▼                 ▼                      ▼  ▼ last drop of all   │
+//!          │         │ Retired(newest step that may read it) ◀────────────────────────────┘
+//!          │         ▼                               ▲ the last writer is proved gone
+//!        Block<Incoming> ──drop──▶ Quarantined ──────┘
 //! ```
 //! Open and sealed blocks have one handle. A shared block has one per reader, and one per place in
 //! the cache that keeps it; when only the cache keeps it, it is evictable.
@@ -33,6 +35,29 @@
 //! drop(block);
 //! assert_eq!(pool.counts().retired, 1);
 //! ```
+//!
+//! A block that others may write is neither sealed nor shared nor copied; its request may settle it,
+//! once they are all proved gone, or drop it:
+//!
+//! ```compile_fail,E0599
+//! # use dsv4_core::block::{Block, Incoming};
+//! fn seal(block: Block<Incoming>) { let _ = block.seal(); }
+//! ```
+//! ```compile_fail,E0599
+//! # use dsv4_core::block::{Block, Incoming};
+//! fn share(block: Block<Incoming>) { let _ = block.share(); }
+//! ```
+//! ```compile_fail,E0599
+//! # use dsv4_core::block::{Block, Incoming};
+//! fn copy(block: &Block<Incoming>) -> Block<Incoming> { block.clone() }
+//! ```
+//! ```
+//! # use dsv4_core::block::{Block, Incoming};
+//! fn settle(block: Block<Incoming>) { let _ = block.settle(); }
+//! ```
+
+#[cfg(feature = "forged")]
+pub mod forged;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -40,10 +65,17 @@ use std::marker::PhantomData;
 use crate::error::Violation;
 use crate::ids::BlockId;
 use crate::pool::Pool;
+use crate::transfer::ids::{Ticket, WriterKey};
+use crate::transfer::message::Target;
 
 /// Being written by its request.
 #[derive(Debug)]
 pub enum Open {}
+
+/// Being written by others, whom its address was disclosed to. Its request may only wait for the
+/// last of them, or drop it.
+#[derive(Debug)]
+pub enum Incoming {}
 
 /// Full; nobody may write it any more.
 #[derive(Debug)]
@@ -56,6 +88,13 @@ pub enum Shared {}
 /// Kept by the prefix cache; dropping it is evicting it.
 #[derive(Debug)]
 pub enum Cached {}
+
+/// States in which a block holds rows that may be sent elsewhere.
+pub trait Sendable {}
+
+impl Sendable for Open {}
+impl Sendable for Sealed {}
+impl Sendable for Shared {}
 
 /// Hold on one block in state `S`; gives it up when dropped.
 #[must_use = "dropping a block gives it up"]
@@ -95,6 +134,13 @@ impl<S> Block<S> {
     }
 }
 
+impl<S: Sendable> Block<S> {
+    /// A transfer reads the block until [`Pool::end_read`], whatever becomes of this handle.
+    pub fn read_by(&self, ticket: Ticket) -> Result<(), Violation> {
+        self.hold.pool.begin_read(self.hold.id, self.hold.generation, ticket)
+    }
+}
+
 impl Block<Open> {
     /// The one constructor, for the pool that just took the block from its free list.
     pub(crate) fn taken(pool: Pool, id: BlockId, generation: u32) -> Self {
@@ -104,6 +150,31 @@ impl Block<Open> {
     /// Closes the block for writing. A refusal is a violation, and gives the handle back.
     pub fn seal(self) -> Result<Block<Sealed>, Refused<Block<Open>>> {
         match self.hold.pool.seal(self.hold.id, self.hold.generation) {
+            Ok(()) => Ok(Block { hold: self.hold, state: PhantomData }),
+            Err(violation) => Err(Refused { block: self, violation }),
+        }
+    }
+
+    /// Lets others write the block from now on: to be called before its address is sent. A
+    /// refusal is a violation, and gives the handle back.
+    pub fn disclose(self, writers: &[WriterKey]) -> Result<Block<Incoming>, Refused<Block<Open>>> {
+        match self.hold.pool.disclose(self.hold.id, self.hold.generation, writers) {
+            Ok(()) => Ok(Block { hold: self.hold, state: PhantomData }),
+            Err(violation) => Err(Refused { block: self, violation }),
+        }
+    }
+}
+
+impl Block<Incoming> {
+    /// How others name it.
+    pub fn target(&self) -> Target {
+        Target { block: self.id().get(), generation: self.generation() }
+    }
+
+    /// Takes the block back once every writer is discharged; before that it is a violation. A
+    /// refusal gives the handle back.
+    pub fn settle(self) -> Result<Block<Open>, Refused<Block<Incoming>>> {
+        match self.hold.pool.settle(self.hold.id, self.hold.generation) {
             Ok(()) => Ok(Block { hold: self.hold, state: PhantomData }),
             Err(violation) => Err(Refused { block: self, violation }),
         }

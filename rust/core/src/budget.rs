@@ -28,8 +28,8 @@ pub struct PoolSizes {
 
 impl PoolSizes {
     /// Refuses pools in which no request could run, or whose slots would not fit int32.
-    pub fn check(&self, geometry: &Geometry) -> Result<(), Error> {
-        let steady = geometry.steady_swa_blocks();
+    pub fn check(&self, geometry: &Geometry, limits: &Limits) -> Result<(), Error> {
+        let steady = steady_swa_blocks(geometry, limits);
         for (name, value, least, rows) in [
             ("full_blocks", self.full_blocks, 1, geometry.block_tokens / 4),
             ("swa_blocks", self.swa_blocks, steady, geometry.swa_block_tokens),
@@ -51,13 +51,34 @@ impl PoolSizes {
     pub fn transient_swa_blocks(&self, geometry: &Geometry, limits: &Limits) -> usize {
         let wanted =
             limits.max_steps_in_flight * geometry.transient_swa_blocks(limits.max_num_tokens);
-        wanted.min(self.swa_blocks.saturating_sub(geometry.steady_swa_blocks()))
+        wanted.min(self.swa_blocks.saturating_sub(steady_swa_blocks(geometry, limits)))
+    }
+
+    /// Rows of host memory for what is sent along with a prompt, one per room: twice as many as
+    /// requests run, or as many as have a slot, so that some can come in, or wait for a proof, while
+    /// all run.
+    pub fn aux_rows(&self, limits: &Limits) -> usize {
+        let running = limits.max_num_requests.min(self.state_slots);
+        (2 * running).max(self.state_slots).min(MAX_BLOCKS)
     }
 
     /// Tokens of the longest request that fits alone.
     pub fn max_request_tokens(&self, geometry: &Geometry) -> usize {
         self.full_blocks * geometry.block_tokens
     }
+}
+
+/// Refuses what cannot work, each alone or both together: a state slot has room for so many drafts.
+pub fn check(geometry: &Geometry, limits: &Limits) -> Result<(), Error> {
+    geometry.check()?;
+    limits.check()?;
+    let (wanted, room) = (limits.max_draft_tokens, geometry.drafts.tokens);
+    if wanted > room {
+        return Err(Error::Config(format!(
+            "max_draft_tokens is {wanted}, and a state slot of this geometry has room for {room}"
+        )));
+    }
+    Ok(())
 }
 
 /// Outcome of [`plan_memory`].
@@ -100,15 +121,15 @@ pub fn plan_memory(
     limits: &Limits,
     total_bytes: usize,
 ) -> Result<MemoryPlan, Error> {
-    geometry.check()?;
-    limits.check()?;
+    check(geometry, limits)?;
+    let steady = steady_swa_blocks(geometry, limits);
     let bytes = Bytes::of(geometry);
     let transient =
         limits.max_steps_in_flight * geometry.transient_swa_blocks(limits.max_num_tokens);
     let longest = geometry.full_blocks(limits.max_model_len);
     let typical = geometry.full_blocks(limits.max_model_len.min(TYPICAL_TOKENS));
     let fit = |requests: usize, transient: usize| -> Option<PoolSizes> {
-        let swa_blocks = requests * geometry.steady_swa_blocks() + transient;
+        let swa_blocks = requests * steady + transient;
         let fixed = bytes.of_groups(0, swa_blocks, requests);
         let left = total_bytes.checked_sub(fixed)?;
         // A model of window layers alone needs no bytes there: as many as could ever be used.
@@ -139,7 +160,7 @@ pub fn plan_memory(
         let full_blocks = (left / bytes.full_block).min(sizes.full_blocks);
         PoolSizes { full_blocks, swa_blocks, state_slots }
     };
-    let most = limits.max_num_requests.min(MAX_BLOCKS / geometry.steady_swa_blocks());
+    let most = limits.max_num_requests.min(MAX_BLOCKS / steady);
     let largest = |least: &dyn Fn(usize) -> usize| {
         let fits = |n| fit(n, transient).filter(|sizes| sizes.full_blocks >= least(n));
         (1..=most).rev().find_map(fits)
@@ -154,17 +175,17 @@ pub fn plan_memory(
         .or_else(|| largest(&|n| n))
         .or_else(one_at_a_time)
         .ok_or_else(|| {
-            let least = bytes.of_groups(1, geometry.steady_swa_blocks(), 1);
+            let least = bytes.of_groups(1, steady, 1);
             Error::Config(format!(
                 "{total_bytes} bytes of KV memory are too few; the smallest pools that run one \
                  request take {least}, and one longest request ({} tokens) with a step of {} \
                  tokens takes {}",
                 limits.max_model_len,
                 limits.max_num_tokens,
-                bytes.of_groups(longest, geometry.steady_swa_blocks() + transient, 1),
+                bytes.of_groups(longest, steady + transient, 1),
             ))
         })?;
-    sizes.check(geometry)?;
+    sizes.check(geometry, limits)?;
     Ok(MemoryPlan {
         sizes,
         full_bytes: (sizes.full_blocks + 1) * bytes.full_block,
@@ -172,10 +193,15 @@ pub fn plan_memory(
         state_bytes: (sizes.state_slots + 1) * bytes.state_slot,
         transient_swa_blocks: sizes.transient_swa_blocks(geometry, limits),
         max_request_tokens: sizes.max_request_tokens(geometry),
-        steady_swa_blocks: geometry.steady_swa_blocks(),
+        steady_swa_blocks: steady,
         block_tokens: geometry.block_tokens,
         max_num_requests: limits.max_num_requests.min(sizes.state_slots),
     })
+}
+
+/// Window blocks that every running request is promised: with drafts they cover those as well.
+fn steady_swa_blocks(geometry: &Geometry, limits: &Limits) -> usize {
+    geometry.steady_swa_blocks(limits.tokens_in_flight())
 }
 
 /// Bytes per block of each group.
@@ -219,6 +245,7 @@ mod tests {
             aging_steps: 256,
             prefix_cache: false,
             checkpoint_tokens: 0,
+            max_draft_tokens: 0,
         }
     }
 
@@ -241,7 +268,7 @@ mod tests {
     #[test]
     fn the_least_that_a_refusal_names_is_enough_and_one_byte_less_is_not() {
         let geometry = flash();
-        let least = Bytes::of(&geometry).of_groups(1, geometry.steady_swa_blocks(), 1);
+        let least = Bytes::of(&geometry).of_groups(1, geometry.steady_swa_blocks(1), 1);
         let plan = plan_memory(&geometry, &limits(), least).expect("the least");
         assert_eq!(plan.sizes, PoolSizes { full_blocks: 1, swa_blocks: 3, state_slots: 1 });
         assert_eq!((plan.transient_swa_blocks, plan.capacity(256), plan.capacity(257)), (0, 1, 0));
@@ -268,7 +295,7 @@ mod tests {
         let transient = |max_num_requests, max_steps_in_flight| {
             let limits = Limits { max_num_requests, max_steps_in_flight, ..limits() };
             let plan = plan_memory(&flash(), &limits, 1 << 30).expect("plenty");
-            let steady = flash().steady_swa_blocks() * plan.sizes.state_slots;
+            let steady = flash().steady_swa_blocks(max_steps_in_flight) * plan.sizes.state_slots;
             assert_eq!(plan.sizes.swa_blocks, steady + plan.transient_swa_blocks);
             plan.transient_swa_blocks
         };

@@ -4,18 +4,23 @@
 //! give the same plans, on any machine.
 
 use crate::audit;
-use crate::budget::PoolSizes;
+use crate::budget::{self, PoolSizes};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::limits::Limits;
 use crate::metadata::StepLayout;
-use crate::pool::Pool;
+use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
-use crate::request::{Decoding, Phase, Request};
+use crate::recipe::{Dispatch, Recipe};
+use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
-pub use crate::schedule::{Event, Outcome, Plan};
-use crate::validate::{self, Capacity};
+pub use crate::schedule::{
+    Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
+};
+use crate::transfer::ids::Room;
+pub use crate::transfer::rooms::Side;
+use crate::validate::{self, Capacity, Code, Invalid};
 
 /// A request as a caller hands it in; integers of any size, checked by [`Core::submit`].
 #[derive(Clone, Debug)]
@@ -34,8 +39,12 @@ pub struct NewRequest<'a> {
     pub cache_salt: &'a str,
     /// Reads nothing of the prefix cache and leaves nothing in it.
     pub no_cache: bool,
+    /// The other side, if this core does only one of prompt and generation.
+    pub transfer: Option<Transfer>,
 }
 
+/// Most ranks that write to one.
+pub const MAX_PEER_RANKS: usize = 1024;
 /// Bytes of the longest salt.
 pub const MAX_SALT_BYTES: usize = 256;
 
@@ -51,9 +60,8 @@ pub struct Core {
 impl Core {
     /// A core with all blocks free.
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
-        geometry.check()?;
-        limits.check()?;
-        sizes.check(&geometry)?;
+        budget::check(&geometry, &limits)?;
+        sizes.check(&geometry, &limits)?;
         let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
         if limits.prefix_cache && !divides {
             return Err(Error::Config(format!(
@@ -73,10 +81,38 @@ impl Core {
         Ok(Self { scheduler, layout, capacity, closed: false })
     }
 
+    /// From now on the limits in force are those of the recipe's bands; before, they are the core's
+    /// own at every concurrency.
+    pub fn follow(&mut self, recipe: Recipe) -> Result<(), Error> {
+        recipe.check(&self.scheduler.limits)?;
+        self.scheduler.dispatch = Dispatch::new(recipe);
+        Ok(())
+    }
+
     /// From now on a broken invariant panics with the ids, as tests want it, instead of failing
     /// one request.
     pub fn panic_on_violation(&self) {
         self.scheduler.pools.for_each(Pool::panic_on_violation);
+    }
+
+    /// From now on requests may have another side, and this core is always the same one. To be called
+    /// once, before the first request.
+    pub fn open_rooms(&mut self, settings: &RoomSettings) -> Result<(), Error> {
+        self.check_open()?;
+        if self.scheduler.rooms.side().is_some() {
+            return Err(Error::Config("a core is told its side once".into()));
+        }
+        if settings.deadline_ms == 0 {
+            return Err(Error::Config("deadline_ms is 0; no prompt comes at once".into()));
+        }
+        let max_rooms = settings.max_rooms;
+        if !(1..=MAX_REMOTE).contains(&max_rooms) {
+            return Err(Error::Config(format!(
+                "max_rooms is {max_rooms}; it must be from 1 to {MAX_REMOTE}"
+            )));
+        }
+        self.scheduler.rooms.open(settings);
+        Ok(())
     }
 
     /// Where every array of a step lies.
@@ -89,7 +125,7 @@ impl Core {
         &self.capacity
     }
 
-    /// Validates and enqueues.
+    /// Validates and enqueues. What has to be said to the other side, the next `advance` tells.
     pub fn submit(&mut self, new: NewRequest<'_>) -> Result<RequestId, Error> {
         self.check_open()?;
         let has = &self.capacity;
@@ -105,12 +141,18 @@ impl Core {
         let submitted_us = self.scheduler.now_us;
         let narrow = "checked against a smaller range";
         let priority = i32::try_from(new.priority).expect(narrow);
-        Ok(self.scheduler.submit(priority, |id, rank| Request {
+        if let Some(other) = &new.transfer {
+            let side = self.scheduler.rooms.side().ok_or(Error::NoRooms)?;
+            check_transfer(other, side)?;
+        }
+        let side = new.transfer.as_ref().and(self.scheduler.rooms.side());
+        let is_sent = side == Some(Side::Prefill);
+        let make = |id, rank| Request {
             id,
             rank,
             num_prompt_tokens,
             tokens: new.prompt,
-            max_tokens: max_tokens as usize,
+            max_tokens: if is_sent { 1 } else { max_tokens as usize },
             min_tokens: usize::try_from(new.min_tokens).expect(narrow),
             stop_token_ids: new
                 .stop_token_ids
@@ -123,14 +165,21 @@ impl Core {
                 is_off: new.no_cache,
                 ..Sharing::default()
             },
-        }))
+        };
+        match &new.transfer {
+            Some(transfer) => self.scheduler.submit_transfer(priority, transfer, make),
+            None => Ok(self.scheduler.submit(priority, make)),
+        }
     }
 
     fn check_queue(&self, num_tokens: usize) -> Result<(), Error> {
         let (queue, limits) = (&self.scheduler.queue, &self.scheduler.limits);
+        let elsewhere = self.scheduler.rooms.waiting();
+        let (num_queued, num_queued_tokens) =
+            (queue.len() + elsewhere.0, queue.num_tokens() + elsewhere.1);
         for (unit, queued, adds, limit) in [
-            ("requests", queue.len(), 1, limits.max_queued_requests),
-            ("tokens", queue.num_tokens(), num_tokens, limits.max_queued_tokens),
+            ("requests", num_queued, 1, limits.max_queued_requests),
+            ("tokens", num_queued_tokens, num_tokens, limits.max_queued_tokens),
         ] {
             if queued + adds > limit {
                 return Err(Error::QueueFull { unit, queued, adds, limit });
@@ -164,7 +213,8 @@ impl Core {
         self.scheduler.advance(events)
     }
 
-    /// Ends a request; false if there is none of that id any more, or never was.
+    /// Ends a request; its other side, if it has one, is told by what the next `advance` returns.
+    /// False if there is none of that id any more, or never was.
     pub fn abort(&mut self, id: RequestId) -> bool {
         self.scheduler.abort(id)
     }
@@ -186,6 +236,8 @@ impl Core {
             ("num_steps_in_flight", scheduler.flights.len()),
             ("num_preemptions", scheduler.num_preemptions),
             ("num_stalls", scheduler.num_stalls),
+            ("recipe_band", scheduler.dispatch.index()),
+            ("num_recipe_switches", scheduler.dispatch.num_switches),
             ("prefix_queries", lookups.requests),
             ("prefix_query_tokens", lookups.tokens),
             ("prefix_hit_tokens", lookups.hits),
@@ -215,9 +267,14 @@ impl Core {
                 ("retired", counts.retired),
                 ("quarantined", counts.quarantined),
                 ("reserved", counts.reserved),
+                ("incoming", counts.incoming),
+                ("read", counts.read),
             ] {
                 stats.push((format!("{group}_{state}"), value as u64));
             }
+        }
+        for (name, value) in scheduler.rooms.stats() {
+            stats.push((name.to_owned(), value as u64));
         }
         stats.push(("num_violations".to_owned(), num_violations as u64));
         stats
@@ -227,6 +284,9 @@ impl Core {
     pub fn explain(&mut self, id: RequestId) -> String {
         let scheduler = &mut self.scheduler;
         let Some(place) = scheduler.requests.place_of(id) else {
+            if let Some(what) = scheduler.rooms.explain(id) {
+                return format!("request {id} {what}");
+            }
             let what = if scheduler.knows(id) { "has ended" } else { "was never submitted" };
             return format!("request {id} {what}");
         };
@@ -243,12 +303,19 @@ impl Core {
                 let (done, all) = (prefilling.0.planned, prefilling.0.request.tokens.len());
                 format!("request {id} is prefilling: {done} of {all} tokens planned")
             }
-            Phase::Decoding(Decoding { active, next }) => {
-                let (made, most) = (active.request.num_generated(), active.request.max_tokens);
-                let now = if next.is_some() { "is ready" } else { "waits for its sample" };
+            Phase::Decoding(decoding) => {
+                let request = &decoding.active.request;
+                let (made, most) = (request.num_generated(), request.max_tokens);
+                let is_ready = matches!(decoding.next(), Next::Known(_));
+                let now = if is_ready { "is ready" } else { "waits for its sample" };
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }
         }
+    }
+
+    /// Which band of the recipe is in force, why, and when it changes: a sentence for people.
+    pub fn explain_recipe(&self) -> String {
+        self.scheduler.dispatch.to_string()
     }
 
     /// Checks that every block is in exactly one place and every request on exactly one list.
@@ -271,4 +338,24 @@ impl Core {
     fn check_open(&self) -> Result<(), Error> {
         if self.closed { Err(Error::Closed) } else { Ok(()) }
     }
+}
+
+/// A room that others can name, and writers of which each is meant once.
+fn check_transfer(other: &Transfer, side: Side) -> Result<(), Error> {
+    let rooms = 0..=i128::from(Room::MAX);
+    validate::check_whole("room", i128::from(other.room.0), rooms, |_| "draw another".into())?;
+    validate::check_count("peer_ranks", other.peer_ranks.len(), MAX_PEER_RANKS)?;
+    let mut ranks = other.peer_ranks.clone();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let is_decode = side == Side::Decode;
+    if ranks.len() != other.peer_ranks.len() || (is_decode && ranks.is_empty()) {
+        let message = format!(
+            "peer_ranks is {:?}; a decode worker needs at least one, each named once",
+            other.peer_ranks
+        );
+        let invalid = Invalid { param: "peer_ranks", code: Code::InvalidValue, message };
+        return Err(Error::Invalid(invalid));
+    }
+    Ok(())
 }

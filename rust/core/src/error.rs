@@ -75,6 +75,24 @@ pub enum Error {
     NoSuchSample { step: StepId, samples: usize, sample: usize },
     #[error("sample {sample} of step {step} is token {token}, outside the vocabulary of {vocab}")]
     NoSuchToken { step: StepId, sample: usize, token: i32, vocab: usize },
+    #[error("step {step} takes {needs} {what} or none, not {has}")]
+    WrongDraftCount { step: StepId, what: &'static str, needs: usize, has: usize },
+    #[error("draft {draft} after step {step} is outside the vocabulary of {vocab}, and not -1")]
+    NoSuchDraft { step: StepId, draft: i32, vocab: usize },
+    #[error(
+        "request {request} has {accepted} drafts accepted in step {step}; it brought {drafted}"
+    )]
+    TooManyAccepted { step: StepId, request: RequestId, accepted: usize, drafted: usize },
+    #[error("request {request} accepts draft {draft} in step {step} with token {token}")]
+    NotTheDraft { step: StepId, request: RequestId, draft: i32, token: i32 },
+    /// A request with another side, on a core that was told of none.
+    #[error("this core has no rooms: it was not told its side")]
+    NoRooms,
+    #[error("room {room} {what}")]
+    RoomTaken { room: u64, what: &'static str },
+    /// The same request may be sent again later.
+    #[error("room {room} finds no place: as many are live and remembered as may be")]
+    RoomsFull { room: u64 },
     #[error("request {0} was never submitted")]
     UnknownRequest(RequestId),
     #[error("memory holds {has} int32; a step needs {needs}")]

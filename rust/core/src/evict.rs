@@ -29,6 +29,7 @@ impl Prefix {
             let evicted = match group {
                 Group::Full => self.evict_leaf(protected),
                 Group::Swa | Group::State => self.evict_window(protected),
+                Group::Aux => false, // nothing of it is ever cached
             };
             if !evicted {
                 return;
@@ -65,7 +66,7 @@ impl Prefix {
             (Group::Full, _) => {
                 found.path.iter().map(|&node| idle(self.trie.node(node).block.is_idle())).sum()
             }
-            (_, None) => 0,
+            (_, None) | (Group::Aux, _) => 0,
             (Group::Swa, Some(kept)) => kept.window.iter().map(|b| idle(b.is_idle())).sum(),
             (Group::State, Some(kept)) => idle(kept.slot.is_idle()),
         };

@@ -5,6 +5,7 @@
 //! bytes, padded to a multiple.
 
 use crate::error::Error;
+use crate::ids::MOST_DRAFT_TOKENS;
 
 /// What one model needs per block, per slot and per request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,24 @@ pub struct Geometry {
     pub block_tokens: usize,
     /// Tokens of a window block.
     pub swa_block_tokens: usize,
+    /// What state slots and seeds have room for when tokens are drafted.
+    pub drafts: DraftRoom,
 }
+
+/// Room for draft tokens; the default is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftRoom {
+    /// Most draft tokens of one request in one step.
+    pub tokens: usize,
+    /// Residual streams (N) of the model.
+    pub hc_mult: usize,
+    /// Values of one stream.
+    pub hidden: usize,
+}
+
+/// Positions whose C4 rows the state of a request holds at least; `c4_state_bytes` and
+/// `index_state_bytes` are for so many.
+pub const C4_RING: usize = 8;
 
 /// Ratio of the layers that also have an indexer.
 pub const C4: usize = 4;
@@ -69,6 +87,7 @@ impl Geometry {
                 return refuse(format!("{name} is 0"));
             }
         }
+        self.check_drafts()?;
         let most = 1 << 30;
         for (name, value) in [
             ("number of layers", self.ratios.len()),
@@ -87,6 +106,24 @@ impl Geometry {
             if value > most {
                 return refuse(format!("{name} is {value}, more than {most}"));
             }
+        }
+        Ok(())
+    }
+
+    fn check_drafts(&self) -> Result<(), Error> {
+        let DraftRoom { tokens, hc_mult, hidden } = self.drafts;
+        let seed = hc_mult.checked_mul(hidden).filter(|values| (1..=1 << 30).contains(values));
+        if tokens > MOST_DRAFT_TOKENS || (tokens > 0 && seed.is_none()) {
+            return Err(Error::Config(format!(
+                "room for {tokens} draft tokens with seeds of {hc_mult} x {hidden} values; at most \
+                 {MOST_DRAFT_TOKENS} tokens, and a seed has at least one value"
+            )));
+        }
+        let rings = [self.c4_state_bytes, self.index_state_bytes];
+        if tokens > 0 && rings.iter().any(|bytes| bytes % C4_RING != 0) {
+            return Err(Error::Config(format!(
+                "c4 and index state of {rings:?} bytes are not {C4_RING} rows"
+            )));
         }
         Ok(())
     }
@@ -136,10 +173,21 @@ impl Geometry {
         self.ratios.len() * self.swa_page_bytes()
     }
 
+    /// Rows of the C4 rings: a step may write `1 + drafts` rows and still read the 7 before them.
+    pub fn c4_ring(&self) -> usize {
+        (C4_RING - 1 + 1 + self.drafts.tokens).next_multiple_of(C4_RING)
+    }
+
+    /// Copies of the C128 state: one that is committed, and one per draft token.
+    pub fn c128_banks(&self) -> usize {
+        1 + self.drafts.tokens
+    }
+
     /// Bytes of one state slot, over all layers.
     pub fn state_slot_bytes(&self) -> usize {
-        self.num_layers_with(C4) * (self.c4_state_bytes + self.index_state_bytes)
-            + self.num_layers_with(C128) * self.c128_state_bytes
+        let ring_bytes = (self.c4_state_bytes + self.index_state_bytes) * self.c4_ring() / C4_RING;
+        self.num_layers_with(C4) * ring_bytes
+            + self.num_layers_with(C128) * self.c128_state_bytes * self.c128_banks()
     }
 
     /// Bytes that one more token of context costs.
@@ -150,7 +198,8 @@ impl Geometry {
 
     /// Bytes that a running request costs whatever its length: window and state.
     pub fn request_fixed_bytes(&self) -> usize {
-        self.steady_swa_blocks() * self.swa_block_bytes() + self.state_slot_bytes()
+        let in_flight = 1 + self.drafts.tokens;
+        self.steady_swa_blocks(in_flight) * self.swa_block_bytes() + self.state_slot_bytes()
     }
 
     /// Full blocks that hold `tokens` tokens.
@@ -158,9 +207,10 @@ impl Geometry {
         tokens.div_ceil(self.block_tokens)
     }
 
-    /// Window blocks that a decoding request needs: ceil(W / 64) + 1.
-    pub fn steady_swa_blocks(&self) -> usize {
-        self.window.div_ceil(self.swa_block_tokens) + 1
+    /// Window blocks that a decoding request needs with so many tokens in flight: the most that a
+    /// span of `W + in_flight - 1` positions touches, however it lies.
+    pub fn steady_swa_blocks(&self, in_flight: usize) -> usize {
+        (self.window + in_flight + self.swa_block_tokens - 3) / self.swa_block_tokens + 1
     }
 
     /// Window blocks of one checkpoint.
@@ -204,7 +254,13 @@ pub(crate) mod tests {
             c128_state_bytes: 3 * 512 * 4,
             block_tokens: 256,
             swa_block_tokens: 64,
+            drafts: DraftRoom::default(),
         }
+    }
+
+    /// The same with room for so many draft tokens.
+    pub(crate) fn drafting(tokens: usize) -> Geometry {
+        Geometry { drafts: DraftRoom { tokens, hc_mult: 4, hidden: 4096 }, ..flash() }
     }
 
     #[test]
@@ -216,7 +272,45 @@ pub(crate) mod tests {
                 .max();
             assert_eq!(most, Some(geometry.chunk_swa_blocks(tokens)), "{tokens} tokens");
         }
-        assert_eq!(geometry.chunk_swa_blocks(1), geometry.steady_swa_blocks());
+        assert_eq!(geometry.chunk_swa_blocks(1), geometry.steady_swa_blocks(1));
+    }
+
+    #[test]
+    fn the_steady_need_is_what_a_span_of_window_and_tokens_in_flight_touches() {
+        for (window, block) in [(128, 64), (128, 256), (8, 4), (5, 4), (12, 4), (1, 2), (1, 1)] {
+            let geometry = Geometry { window, swa_block_tokens: block, ..flash() };
+            for in_flight in 1..=131 {
+                let span = window + in_flight - 1;
+                let most = (0..block).map(|start| (start + span - 1) / block + 1).max();
+                let said = geometry.steady_swa_blocks(in_flight);
+                assert_eq!(Some(said), most, "W {window}, blocks of {block}, {in_flight}");
+            }
+        }
+        let real = flash();
+        let counts = [1, 2, 3, 12, 66, 67].map(|in_flight| real.steady_swa_blocks(in_flight));
+        assert_eq!(counts, [3, 3, 4, 4, 4, 5]);
+    }
+
+    #[test]
+    fn rings_and_banks_grow_with_the_draft_tokens() {
+        let rings = [0, 1, 5, 8, 9, 15].map(|tokens| drafting(tokens).c4_ring());
+        assert_eq!(rings, [8, 16, 16, 16, 24, 24]);
+        for tokens in 0..=MOST_DRAFT_TOKENS {
+            assert!(drafting(tokens).c4_ring() >= 7 + 1 + tokens);
+            assert!(drafting(tokens).check().is_ok());
+        }
+        // Two layers of C128 and three of C4; the same slot, with 5 drafts.
+        let (c4, c128) = (8 * 2 * 2 * (512 + 128) * 4, 3 * 512 * 4);
+        assert_eq!(flash().state_slot_bytes(), 3 * c4 + 2 * c128);
+        assert_eq!(drafting(5).state_slot_bytes(), 3 * 2 * c4 + 2 * 6 * c128);
+        for bad in [
+            drafting(16),
+            Geometry { drafts: DraftRoom { hidden: 0, ..drafting(1).drafts }, ..flash() },
+            Geometry { drafts: DraftRoom { hc_mult: usize::MAX, ..drafting(1).drafts }, ..flash() },
+            Geometry { c4_state_bytes: 12, ..drafting(1) },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

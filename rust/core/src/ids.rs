@@ -11,6 +11,9 @@ pub struct BlockId(NonZeroU32);
 /// Most blocks of a pool, so that slots (`block * rows + row`) fit int32 at up to 256 rows a block.
 pub const MAX_BLOCKS: usize = (i32::MAX as usize >> 8) - 1;
 
+/// Most draft tokens of one request in one step.
+pub const MOST_DRAFT_TOKENS: usize = 15;
+
 /// A count or an index as the step arrays hold it.
 pub(crate) fn int(value: usize) -> i32 {
     i32::try_from(value).expect("limits and pool sizes are checked to fit int32")
@@ -77,6 +80,8 @@ pub enum Group {
     Swa,
     /// Compressor state, one slot per running request.
     State,
+    /// What is sent along with a prompt: rows of host memory, one per room.
+    Aux,
 }
 
 impl fmt::Display for Group {
@@ -85,6 +90,7 @@ impl fmt::Display for Group {
             Self::Full => "full",
             Self::Swa => "swa",
             Self::State => "state",
+            Self::Aux => "aux",
         })
     }
 }

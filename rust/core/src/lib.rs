@@ -15,7 +15,8 @@
 //! 3. Only the request that holds an open block writes it; a sealed block is never written.
 //! 4. A request starts with all it needs or not at all; with nothing in flight, some request moves.
 //! 5. A call that is refused changes nothing.
-//! 6. What the prefix cache lends holds exactly the tokens that were asked for, and is never
+//! 6. A block that somebody elsewhere may write is nobody else's before that one is proved gone.
+//! 7. What the prefix cache lends holds exactly the tokens that were asked for, and is never
 //!    written again.
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod ids;
 
 pub mod geometry;
 pub mod limits;
+pub mod recipe;
 pub mod validate;
 
 pub mod transfer;
@@ -48,9 +50,13 @@ mod schedule;
 
 mod audit;
 pub mod core;
+pub mod trace;
 
 #[cfg(test)]
 mod violations;
 
-pub use crate::core::{Core, Event, NewRequest, Outcome, Plan};
+pub use crate::core::{
+    Answer, Check, Core, Errands, Event, NewRequest, OnFailure, Outcome, Plan, Posting, Reset,
+    RoomSettings, Side, Transfer,
+};
 pub use crate::request::Finish;

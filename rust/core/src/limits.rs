@@ -1,6 +1,7 @@
 //! The largest legal step, and how much may wait. Everything is sized from these at start.
 
 use crate::error::Error;
+use crate::ids::MOST_DRAFT_TOKENS;
 
 /// Limits of one core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Limits {
     pub prefix_cache: bool,
     /// Tokens between window checkpoints inside a prompt; 0: only where it forks and ends.
     pub checkpoint_tokens: usize,
+    /// Most draft tokens that a decoding request brings to be verified; 0: none are drafted.
+    pub max_draft_tokens: usize,
 }
 
 /// Indices and counts must fit the int32 of the step arrays.
@@ -43,8 +46,13 @@ impl Limits {
             ("max_steps_in_flight", self.max_steps_in_flight, 1),
             ("aging_steps", self.aging_steps, 1),
             ("checkpoint_tokens", self.checkpoint_tokens, 0),
+            ("max_draft_tokens", self.max_draft_tokens, 0),
         ] {
-            let most = if name == "max_steps_in_flight" { 2 } else { MOST };
+            let most = match name {
+                "max_steps_in_flight" => 2,
+                "max_draft_tokens" => MOST_DRAFT_TOKENS,
+                _ => MOST,
+            };
             if !(least..=most).contains(&value) {
                 return Err(Error::Config(format!(
                     "{name} is {value}; it must be from {least} to {most}"
@@ -66,5 +74,16 @@ impl Limits {
             )));
         }
         Ok(())
+    }
+
+    /// Most tokens of one decoding request that are in flight: `1 + drafts` in each step.
+    pub fn tokens_in_flight(&self) -> usize {
+        (1 + self.max_draft_tokens) * self.max_steps_in_flight
+    }
+
+    /// May a request be planned while its sample is in flight? Not with drafts, whose number that
+    /// are accepted is not known before.
+    pub(crate) fn forwards(&self) -> bool {
+        self.max_draft_tokens == 0
     }
 }

@@ -11,6 +11,17 @@
 //! ```text
 //!   T tokens  B requests  F full blocks of a request  S window blocks of a chunk  R samples
 //! ```
+//! A step in flight may know what this one computes, and drafts may be wrong; the last arrays are
+//! about that (those of drafts are empty where nothing is drafted):
+//!
+//! ```text
+//!   token_sources  [T]      -1: token_ids has it; else the sample of the step before that it is
+//!   sample_starts  [B + 1]  samples of row b are sample_starts[b]..sample_starts[b + 1]
+//!   draft_widths   [B]      how many of the row's tokens are drafts; they are its last
+//!   next_tokens    [B]      the token behind the row where it is known, for draft layers; else -1
+//!   state_banks    [B]      the bank of the slot that holds the C128 state before the row
+//!   bank_writes    [T]      the bank that takes the C128 state behind this token; -1: none does
+//! ```
 
 use crate::geometry::{C4, C128, Geometry};
 use crate::ids::{BlockId, int};
@@ -43,6 +54,7 @@ impl Field {
 pub struct StepLayout {
     fields: Vec<Field>,
     num_bytes: usize,
+    seeds: SeedRows,
     hash: u64,
     max_num_requests: usize,
     block_tokens: usize,
@@ -50,7 +62,17 @@ pub struct StepLayout {
     has_c128: bool,
 }
 
-const NUM_FIELDS: usize = 20;
+/// Host memory for what draft layers start from: the residual streams of a position, before the
+/// head joins them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeedRows {
+    /// One per request of a step; 0 where nothing is drafted.
+    pub rows: usize,
+    /// Values of a row: all streams, `hc_mult * hidden`.
+    pub values: usize,
+}
+
+const NUM_FIELDS: usize = 26;
 
 impl StepLayout {
     /// The layout for these limits.
@@ -68,6 +90,9 @@ impl StepLayout {
             let some = geometry.num_layers_with(ratio) > 0;
             if some { tokens.min((tokens + requests * (ratio - 1)) / ratio) } else { 0 }
         };
+        let drafts = limits.max_draft_tokens;
+        let drafting = |rows: usize| if drafts > 0 { rows } else { 0 };
+        let samples = tokens.min(requests * (1 + drafts));
         let shapes: [(&'static str, Vec<usize>); NUM_FIELDS] = [
             ("token_ids", vec![tokens]),
             ("positions", vec![tokens]),
@@ -84,11 +109,17 @@ impl StepLayout {
             ("c4_slots", vec![closing(C4)]),
             ("c128_tokens", vec![closing(C128)]),
             ("c128_slots", vec![closing(C128)]),
-            ("sample_tokens", vec![requests]),
+            ("sample_tokens", vec![samples]),
             ("restore_sources", vec![requests]),
             ("restore_targets", vec![requests]),
             ("save_sources", vec![requests]),
             ("save_targets", vec![requests]),
+            ("token_sources", vec![tokens]),
+            ("sample_starts", vec![drafting(requests + 1)]),
+            ("draft_widths", vec![drafting(requests)]),
+            ("next_tokens", vec![drafting(requests)]),
+            ("state_banks", vec![drafting(requests)]),
+            ("bank_writes", vec![drafting(tokens)]),
         ];
         let mut num_bytes = 0;
         let mut fields = Vec::with_capacity(NUM_FIELDS);
@@ -97,11 +128,14 @@ impl StepLayout {
             num_bytes = (num_bytes + field.num_words() * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
             fields.push(field);
         }
-        let hash = fnv1a(&format!("{geometry:?} {fields:?}"));
+        let room = geometry.drafts;
+        let seeds = SeedRows { rows: drafting(requests), values: room.hc_mult * room.hidden };
+        let hash = fnv1a(&format!("{geometry:?} {fields:?} {seeds:?} {drafts}"));
         num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
         Self {
             fields,
             num_bytes,
+            seeds,
             hash,
             max_num_requests: requests,
             block_tokens: geometry.block_tokens,
@@ -113,6 +147,11 @@ impl StepLayout {
     /// Every array, in order of its offset.
     pub fn fields(&self) -> &[Field] {
         &self.fields
+    }
+
+    /// Rows that draft layers start from; no part of the step's memory.
+    pub fn seeds(&self) -> SeedRows {
+        self.seeds
     }
 
     /// Bytes of memory that a step needs.
@@ -160,6 +199,14 @@ impl StepLayout {
             sample_tokens: next(),
             restores: Copies { sources: next(), targets: next(), count: 0 },
             saves: Copies { sources: next(), targets: next(), count: 0 },
+            token_sources: next(),
+            drafts: Drafts {
+                sample_starts: next(),
+                widths: next(),
+                next_tokens: next(),
+                banks: next(),
+                bank_writes: next(),
+            },
             full_columns: self.fields[5].shape[1],
             swa_columns: self.fields[6].shape[1],
             num_tokens: 0,
@@ -189,13 +236,27 @@ impl StepLayout {
 
 /// What one request does in a step.
 pub(crate) struct RowInput<'a> {
-    /// Its tokens in this step.
+    /// Its tokens in this step, as far as they are known.
     pub(crate) tokens: &'a [i32],
+    /// Its one token is this sample of the step before, and `tokens` is empty.
+    pub(crate) source: Option<usize>,
+    /// Tokens behind them that may be wrong.
+    pub(crate) drafts: &'a [i32],
+    /// The token behind all of them, if it is known.
+    pub(crate) next: Option<i32>,
     /// Position of the first of them.
     pub(crate) start: usize,
     pub(crate) tables: &'a Tables,
-    /// The last token's logits are wanted.
-    pub(crate) samples: bool,
+    /// The logits of so many tokens are wanted, of the last ones.
+    pub(crate) num_samples: usize,
+    /// The bank of its slot that holds the state before it.
+    pub(crate) bank: usize,
+}
+
+impl RowInput<'_> {
+    fn num_tokens(&self) -> usize {
+        self.tokens.len() + usize::from(self.source.is_some()) + self.drafts.len()
+    }
 }
 
 /// The arrays of a step that is being filled, row by row. Every index into them is checked by the
@@ -217,6 +278,8 @@ pub(crate) struct StepArrays<'a> {
     sample_tokens: &'a mut [i32],
     pub(crate) restores: Copies<'a>,
     pub(crate) saves: Copies<'a>,
+    token_sources: &'a mut [i32],
+    drafts: Drafts<'a>,
     full_columns: usize,
     swa_columns: usize,
     pub(crate) num_tokens: usize,
@@ -240,9 +303,9 @@ impl StepArrays<'_> {
     /// Adds one request.
     pub(crate) fn push(&mut self, input: &RowInput<'_>) {
         let (row, first, start) = (self.num_rows, self.num_tokens, input.start);
-        let tokens = first..first + input.tokens.len();
-        let end = start + input.tokens.len();
-        self.token_ids[tokens.clone()].copy_from_slice(input.tokens);
+        let tokens = first..first + input.num_tokens();
+        let end = start + input.num_tokens();
+        self.push_ids(first, input);
         for (place, position) in self.positions[tokens.clone()].iter_mut().zip(int(start)..) {
             *place = position;
         }
@@ -264,13 +327,28 @@ impl StepArrays<'_> {
         self.state_resets[row] = i32::from(start == 0);
         self.c4.push(first, start, end, tables);
         self.c128.push(first, start, end, tables);
-        if input.samples {
-            self.sample_tokens[self.num_samples] = int(tokens.end - 1);
+        self.drafts.push(row, tokens.clone(), self.num_samples, input);
+        for token in tokens.end - input.num_samples..tokens.end {
+            self.sample_tokens[self.num_samples] = int(token);
             self.num_samples += 1;
         }
         self.num_tokens = tokens.end;
         self.num_rows += 1;
         self.max_seq_len = self.max_seq_len.max(end);
+    }
+
+    /// Ids that are known, 0 for one that is not, then drafts.
+    fn push_ids(&mut self, first: usize, input: &RowInput<'_>) {
+        let ids = &mut self.token_ids[first..first + input.num_tokens()];
+        let sources = &mut self.token_sources[first..first + input.num_tokens()];
+        sources.fill(-1);
+        if let Some(sample) = input.source {
+            (ids[0], sources[0]) = (0, int(sample));
+            return;
+        }
+        let (known, drafts) = ids.split_at_mut(input.tokens.len());
+        known.copy_from_slice(input.tokens);
+        drafts.copy_from_slice(input.drafts);
     }
 
     pub(crate) fn num_c4(&self) -> usize {
@@ -279,6 +357,42 @@ impl StepArrays<'_> {
 
     pub(crate) fn num_c128(&self) -> usize {
         self.c128.count
+    }
+}
+
+/// What verifying and drafting need; all empty where nothing is drafted.
+struct Drafts<'a> {
+    sample_starts: &'a mut [i32],
+    widths: &'a mut [i32],
+    next_tokens: &'a mut [i32],
+    banks: &'a mut [i32],
+    bank_writes: &'a mut [i32],
+}
+
+impl Drafts<'_> {
+    /// Row `row` has these tokens of the step, and the samples from `first_sample` on.
+    fn push(
+        &mut self,
+        row: usize,
+        tokens: std::ops::Range<usize>,
+        first_sample: usize,
+        input: &RowInput<'_>,
+    ) {
+        if self.widths.is_empty() {
+            return;
+        }
+        self.sample_starts[row] = int(first_sample);
+        self.sample_starts[row + 1] = int(first_sample + input.num_samples);
+        self.widths[row] = int(input.drafts.len());
+        self.next_tokens[row] = input.next.unwrap_or(-1);
+        self.banks[row] = int(input.bank);
+        // A bank for each state that may come to count: behind every draft, and before the first.
+        let writes = &mut self.bank_writes[tokens];
+        let (passed, kept) = writes.split_at_mut(writes.len() - 1 - input.drafts.len());
+        passed.fill(-1);
+        for (place, bank) in kept.iter_mut().zip(0..) {
+            *place = bank;
+        }
     }
 }
 

@@ -8,11 +8,21 @@
 //! ```
 //! - `tokens` is the prompt and what was generated; positions below `planned` are computed, or
 //!   will be once the steps in flight are done.
-//! - A decoding request either knows its next token, or its sample is in flight.
+//! - A decoding request either knows its next token, or samples of it are in flight:
+//!
+//! ```text
+//!   planned = tokens - 1    tokens[planned] is next                           ┐ planned by
+//!   planned = tokens        its sample is in flight, and will be next         ┘ the next step
+//!   planned = tokens + 1    two are: the token of the later step is the sample of the earlier
+//! ```
+//! - With drafts, it computes `1 + drafts` positions in a step, of which only the first is sure to
+//!   count: `planned` passes the others when the step is done, as far as they were accepted.
 //! - A preempted request keeps its tokens and computes them again from where the cache has no
 //!   more of them; it may not
 //!   start before the steps are done that it was part of, whose answers still count.
 
+use crate::error::Violation;
+use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
@@ -52,6 +62,8 @@ pub enum Finish {
     NonFinite = 4,
     /// A broken invariant.
     Violation = 5,
+    /// Its prompt did not come from the other side, or did not get there.
+    Transfer = 6,
 }
 
 /// What was asked, and what was generated so far.
@@ -79,7 +91,7 @@ impl Request {
     }
 
     /// Adds a generated token; says whether the request ends with it.
-    fn generate(&mut self, token: i32) -> Option<Finish> {
+    pub(crate) fn generate(&mut self, token: i32) -> Option<Finish> {
         let may_stop = self.num_generated() >= self.min_tokens;
         self.tokens.push(token);
         if may_stop && self.stop_token_ids.contains(&token) {
@@ -108,7 +120,8 @@ impl Waiting {
     pub(crate) fn start(self, tables: Tables, reuse: Reuse) -> Prefilling {
         let Self { request, .. } = self;
         let planned = reuse.num_cached_tokens;
-        Prefilling(Active { request, tables, reuse, planned, last_step: StepId(0) })
+        let slid = [(StepId(0), 0); 2];
+        Prefilling(Active { request, tables, reuse, planned, last_step: StepId(0), slid })
     }
 }
 
@@ -122,9 +135,18 @@ pub(crate) struct Active {
     pub(crate) planned: usize,
     /// The newest step that it is part of.
     pub(crate) last_step: StepId,
+    /// Window blocks that it slid past, by the step that was the newest then: no more than two
+    /// steps are in flight, so those of two are not free again.
+    slid: [(StepId, usize); 2],
 }
 
 impl Active {
+    /// Positions below `written` hold their rows for good.
+    pub(crate) fn seal(&mut self, written: usize) -> Result<(), Violation> {
+        self.tables.full.seal_written(written)?;
+        self.tables.swa.seal_written(written)
+    }
+
     /// Gives up all blocks.
     pub(crate) fn preempt(self) -> Waiting {
         let Self { request, last_step, .. } = self;
@@ -136,6 +158,30 @@ impl Active {
         let Request { id: owner, sharing, tokens, .. } = &mut self.request;
         let (tables, reuse) = (&mut self.tables, &mut self.reuse);
         Computed { owner: *owner, sharing, tokens, tables, reuse }
+    }
+
+    /// Its window blocks that are on their way back.
+    pub(crate) fn num_retired(&self, done: StepId) -> usize {
+        self.slid.iter().filter(|(step, _)| *step > done).map(|(_, count)| count).sum()
+    }
+
+    /// The window begins at `position` from now on. `newest`: the newest step that was planned.
+    pub(crate) fn slide(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
+        let (saves, mut count) = (&mut self.reuse.saves, 0);
+        self.tables.swa.slide(position, |index, block| {
+            count += 1;
+            let mut block = Some(block);
+            for save in &mut *saves {
+                block = block.take().and_then(|b| save.catch(geometry, index, b));
+            }
+        });
+        if count == 0 {
+            return;
+        }
+        match self.slid.iter_mut().find(|(step, _)| *step == newest) {
+            Some((_, sum)) => *sum += count,
+            None => self.slid = [self.slid[1], (newest, count)],
+        }
     }
 
     /// `len` more positions are part of `step`.
@@ -151,29 +197,73 @@ pub(crate) struct Prefilling(pub(crate) Active);
 
 impl Prefilling {
     /// The next chunk is part of `step`; after the last one a sample is in flight.
-    pub(crate) fn plan(mut self, len: usize, step: StepId) -> Phase {
+    ///
+    /// `sample`: the place of that sample among those of the step.
+    pub(crate) fn plan(mut self, len: usize, step: StepId, sample: usize) -> Phase {
         self.0.plan(len, step);
         if self.0.planned < self.0.request.tokens.len() {
             Phase::Prefilling(self)
         } else {
-            Phase::Decoding(Decoding { active: self.0, next: None })
+            Phase::Decoding(Decoding { active: self.0, sample, drafts: vec![], bank: 0 })
         }
     }
 }
 
-/// Generates token by token.
+/// Generates token by token, or a few at a time where drafts are accepted.
 #[derive(Debug)]
 pub(crate) struct Decoding {
     pub(crate) active: Active,
-    /// The token to compute next; None while it is being sampled.
-    pub(crate) next: Option<i32>,
+    /// Place of its newest sample among those of its newest step.
+    sample: usize,
+    /// Tokens that may come after the next one; a step finds out.
+    pub(crate) drafts: Vec<i32>,
+    /// The bank of its state slot that holds what its computed positions left.
+    pub(crate) bank: usize,
+}
+
+/// Where the token comes from that a decoding request computes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Known(i32),
+    /// The step in flight samples it, at this place.
+    Sampled(usize),
+    /// Two steps are in flight, or it ends with the token that is being sampled.
+    None,
 }
 
 impl Decoding {
+    /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
+    pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
+        let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
+        let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
+        Self { active, sample: 0, drafts: vec![], bank: 0 }
+    }
+
+    pub(crate) fn next(&self) -> Next {
+        let Request { tokens, .. } = &self.active.request;
+        match tokens.get(self.active.planned) {
+            Some(&token) => Next::Known(token),
+            None if self.active.planned == tokens.len()
+                && self.active.request.output_left() > 1 =>
+            {
+                Next::Sampled(self.sample)
+            }
+            None => Next::None,
+        }
+    }
+
     /// The next token is part of `step`, and a sample is in flight.
-    pub(crate) fn plan(&mut self, step: StepId) {
+    pub(crate) fn plan(&mut self, step: StepId, sample: usize) {
         self.active.plan(1, step);
-        self.next = None;
+        self.sample = sample;
+    }
+
+    /// `count` tokens came of a step that was sure of one: the drafts before the last are computed.
+    pub(crate) fn accept(&mut self, count: usize, drafts: &[i32]) {
+        self.bank = count - 1;
+        self.active.planned += count - 1;
+        self.drafts.clear();
+        self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }
 }
 
@@ -214,24 +304,12 @@ impl Phase {
         }
     }
 
-    /// Its sample came back as `token`, whether it still runs or was preempted meanwhile.
-    /// None if it had no sample in flight, which is for the caller to rule out.
-    pub(crate) fn sampled(&mut self, token: i32) -> Option<Sampled> {
-        let finish = match self {
-            Self::Waiting(waiting) => waiting.request.generate(token),
-            Self::Prefilling(_) => return None,
-            Self::Decoding(decoding) => {
-                decoding.next = Some(token);
-                decoding.active.request.generate(token)
+    pub(crate) fn request_mut(&mut self) -> &mut Request {
+        match self {
+            Self::Waiting(waiting) => &mut waiting.request,
+            Self::Prefilling(Prefilling(active)) | Self::Decoding(Decoding { active, .. }) => {
+                &mut active.request
             }
-        };
-        Some(finish.map_or(Sampled::GoesOn, Sampled::Ends))
+        }
     }
-}
-
-/// What a token meant for its request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sampled {
-    GoesOn,
-    Ends(Finish),
 }

@@ -7,16 +7,20 @@
 //! ```
 //! Blocks of the prefix cache come first, for they were there when the request started; what the
 //! request computed may become shared later.
+//! A request whose prompt is computed elsewhere has blocks coming in where it will have sealed and
+//! open ones; it is written and read by no step of ours before they are settled.
 //! A window that slides leaves holes at the front and never shifts what stays. What admission
 //! promised and the table does not hold is reserved in the pool: `reserved` of the pool is the sum
 //! over its tables of `entitled - held`, where positive.
 
 use std::collections::VecDeque;
 
-use crate::block::{Block, Open, Sealed, Shared};
+use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int};
 use crate::pool::{Pool, SlotState, State};
+use crate::transfer::ids::{Ticket, WriterKey};
+use crate::transfer::message::Target;
 
 /// A block that is full.
 #[derive(Debug)]
@@ -64,6 +68,9 @@ pub struct BlockTable {
     /// Blocks before this index are holes.
     first: usize,
     closed: VecDeque<Closed>,
+    /// Between the closed and the open ones; while there are any, no step names the table. Behind
+    /// a pointer, as few tables ever have some.
+    incoming: Option<Box<[Block<Incoming>]>>,
     open: VecDeque<Block<Open>>,
     /// The ids in order, ready to be copied into a step.
     row: Vec<i32>,
@@ -86,8 +93,17 @@ impl BlockTable {
             state.counts_mut().reserved += entitled.saturating_sub(row.len());
         }
         let closed = shared.into_iter().map(Closed::Shared).collect();
-        let open = VecDeque::new();
-        Self { pool: pool.share(), owner, block_tokens, entitled, first, closed, open, row }
+        Self {
+            pool: pool.share(),
+            owner,
+            block_tokens,
+            entitled,
+            first,
+            closed,
+            incoming: None,
+            open: VecDeque::new(),
+            row,
+        }
     }
 
     /// Positions from the first block up to here are covered.
@@ -120,6 +136,11 @@ impl BlockTable {
         self.row[position / self.block_tokens - self.first]
     }
 
+    /// Blocks promised at admission.
+    pub(crate) fn entitled(&self) -> usize {
+        self.entitled
+    }
+
     /// Promised and not held.
     fn remainder(&self) -> usize {
         self.entitled.saturating_sub(self.row.len())
@@ -127,18 +148,18 @@ impl BlockTable {
 
     /// Blocks that can be taken now without touching what is promised to others.
     ///
-    /// `settled`: no step of this request is in flight, so nothing of its own waits to be
-    /// reclaimed and its promise is backed by free blocks. Otherwise its retired blocks still
-    /// stand for a part of the promise, and taking that part would take it from another.
-    pub fn takeable(&self, settled: bool) -> usize {
+    /// `num_retired`: blocks of this table that wait to be reclaimed. They still stand for a part of
+    /// its promise, and taking that part would take it from another; the rest is backed by free
+    /// blocks.
+    pub fn takeable(&self, num_retired: usize) -> usize {
         let counts = self.pool.counts();
-        let by_right = if settled { self.remainder().min(counts.free) } else { 0 };
+        let by_right = self.remainder().saturating_sub(num_retired).min(counts.free);
         by_right.max(counts.free.saturating_sub(counts.reserved - self.remainder()))
     }
 
     /// Blocks to evict so that `num_blocks` can be taken, once the retired ones are free again.
-    pub(crate) fn short_of(&self, num_blocks: usize, settled: bool) -> usize {
-        if num_blocks <= self.takeable(settled) {
+    pub(crate) fn short_of(&self, num_blocks: usize, num_retired: usize) -> usize {
+        if num_blocks <= self.takeable(num_retired) {
             return 0;
         }
         self.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
@@ -146,11 +167,11 @@ impl BlockTable {
 
     /// Takes `num_blocks` blocks, or none if they are not all to be had.
     #[must_use]
-    pub fn grow(&mut self, num_blocks: usize, settled: bool) -> bool {
+    pub fn grow(&mut self, num_blocks: usize, num_retired: usize) -> bool {
         if num_blocks == 0 {
             return true;
         }
-        if num_blocks > self.takeable(settled) {
+        if num_blocks > self.takeable(num_retired) {
             return false;
         }
         for _ in 0..num_blocks {
@@ -163,6 +184,49 @@ impl BlockTable {
             self.open.push_back(block);
         }
         true
+    }
+
+    /// Lets `writers` write all open blocks from now on. The table is good for nothing but dropping
+    /// if that is refused.
+    pub(crate) fn disclose(&mut self, writers: &[WriterKey]) -> Result<(), Violation> {
+        let disclose = |block: Block<Open>| block.disclose(writers).map_err(|r| r.violation);
+        let incoming: Result<_, _> =
+            std::mem::take(&mut self.open).into_iter().map(disclose).collect();
+        self.incoming = Some(incoming?);
+        Ok(())
+    }
+
+    /// The blocks that come in, as others name them.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.incoming.iter().flatten().map(Block::target).collect()
+    }
+
+    /// Nobody elsewhere may write any block any more: they are open. The table is good for nothing
+    /// but dropping if that is refused.
+    pub(crate) fn settle(&mut self) -> Result<(), Violation> {
+        for block in self.incoming.take().into_iter().flatten() {
+            self.open.push_back(block.settle().map_err(|refused| refused.violation)?);
+        }
+        Ok(())
+    }
+
+    /// A transfer reads the blocks of these indices. Returns their ids.
+    pub(crate) fn read_by(
+        &self,
+        ticket: Ticket,
+        indices: std::ops::Range<usize>,
+    ) -> Result<Vec<BlockId>, Violation> {
+        let mut ids = Vec::with_capacity(indices.len());
+        for place in indices.map(|index| index - self.first) {
+            let open = place.checked_sub(self.closed.len()).and_then(|at| self.open.get(at));
+            ids.push(match (self.closed.get(place), open) {
+                (Some(Closed::Sealed(block)), _) => block.read_by(ticket).map(|()| block.id()),
+                (Some(Closed::Shared(block)), _) => block.read_by(ticket).map(|()| block.id()),
+                (None, Some(block)) => block.read_by(ticket).map(|()| block.id()),
+                (None, None) => break,
+            }?);
+        }
+        Ok(ids)
     }
 
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
@@ -283,6 +347,11 @@ impl BlockTable {
                 return Err(format!("request {owner}: block {id} is not what {block:?} says"));
             }
         }
+        for block in self.incoming.iter().flatten() {
+            if !state.is_held(block.id(), block.generation(), owner, SlotState::Incoming) {
+                return Err(format!("request {owner}: block {} is not Incoming", block.id()));
+            }
+        }
         for block in &self.open {
             let (id, generation) = (block.id(), block.generation());
             if !state.is_held(id, generation, owner, SlotState::Open) {
@@ -290,7 +359,8 @@ impl BlockTable {
             }
         }
         let closed = self.closed.iter().map(Closed::id);
-        let ids = closed.chain(self.open.iter().map(Block::id));
+        let incoming = self.incoming.iter().flatten().map(Block::id);
+        let ids = closed.chain(incoming).chain(self.open.iter().map(Block::id));
         if !self.row.iter().copied().eq(ids.map(|id| int(id.get() as usize))) {
             return Err(format!("request {owner}: row {:?} is not what it holds", self.row));
         }

@@ -6,6 +6,8 @@ use pyo3::types::PyTuple;
 use dsv4_core::ids::RequestId;
 use dsv4_core::{self, metadata};
 
+use crate::rooms::Errands;
+
 /// One array of a step inside the lent buffer.
 #[pyclass(frozen, module = "dsv4._core")]
 pub(crate) struct Field(pub(crate) metadata::Field);
@@ -70,9 +72,27 @@ impl Plan {
         self.0.num_prefill_tokens
     }
 
+    /// Tokens that the step before samples; `token_sources` says which sample each is.
+    #[getter]
+    fn num_forwarded(&self) -> usize {
+        self.0.num_forwarded
+    }
+
+    /// Tokens that are drafts, to be verified.
+    #[getter]
+    fn num_draft_tokens(&self) -> usize {
+        self.0.num_draft_tokens
+    }
+
     #[getter]
     fn max_seq_len(&self) -> usize {
         self.0.max_seq_len
+    }
+
+    /// Place in the recipe of the band under which the step was chosen.
+    #[getter]
+    fn band(&self) -> usize {
+        self.0.band
     }
 
     /// State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`.
@@ -105,16 +125,22 @@ impl Plan {
         numbers(&self.0.request_ids)
     }
 
-    /// Request of each sampled row, in the order of `sample_tokens`.
+    /// Request of each sample, in the order of `sample_tokens`.
     #[getter]
     fn sample_request_ids(&self) -> Vec<u64> {
         numbers(&self.0.sample_request_ids)
     }
 
-    /// How many tokens each sampled request had generated before this step (0 for its first token).
+    /// How many tokens the request had generated before each sample (0 for its first), drafts included.
     #[getter]
     fn sample_positions(&self) -> Vec<usize> {
         self.0.sample_positions.clone()
+    }
+
+    /// Samples of each request that has some: one, and one per draft.
+    #[getter]
+    fn sample_counts(&self) -> Vec<usize> {
+        self.0.sample_counts.clone()
     }
 }
 
@@ -135,10 +161,17 @@ impl Outcome {
         self.0.tokens.clone()
     }
 
-    /// 0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation.
+    /// 0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation,
+    /// 6 its prompt did not come, or did not get there.
     #[getter]
     fn finished(&self) -> Vec<u32> {
         self.0.finished.iter().map(|&code| u32::from(code)).collect() // a list, where u8 makes bytes
+    }
+
+    /// What there is to do for rooms.
+    #[getter]
+    fn errands(&self) -> Errands {
+        Errands(self.0.errands.clone())
     }
 }
 

@@ -18,7 +18,7 @@ impl Geometry {
     #[pyo3(signature = (
         *, ratios, window, kv_data_bytes, kv_scale_bytes, kv_page_multiple, index_data_bytes,
         index_scale_bytes, c4_state_bytes, index_state_bytes, c128_state_bytes,
-        block_tokens = 256, swa_block_tokens = 64
+        block_tokens = 256, swa_block_tokens = 64, draft_tokens = 0, hc_mult = 0, hidden_size = 0
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the geometry's fields, by keyword")]
     fn new(
@@ -35,6 +35,9 @@ impl Geometry {
         c128_state_bytes: usize,
         block_tokens: usize,
         swa_block_tokens: usize,
+        draft_tokens: usize,
+        hc_mult: usize,
+        hidden_size: usize,
     ) -> PyResult<Self> {
         let geometry = geometry::Geometry {
             ratios,
@@ -49,6 +52,7 @@ impl Geometry {
             c128_state_bytes,
             block_tokens,
             swa_block_tokens,
+            drafts: geometry::DraftRoom { tokens: draft_tokens, hc_mult, hidden: hidden_size },
         };
         geometry.check().map_err(|e| raised(py, &e))?;
         Ok(Self(geometry))
@@ -67,6 +71,17 @@ impl Geometry {
     #[getter]
     fn state_slot_bytes(&self) -> usize {
         self.0.state_slot_bytes()
+    }
+
+    /// Rows of the C4 rings, and copies of the C128 state, of one slot in one layer.
+    #[getter]
+    fn c4_ring(&self) -> usize {
+        self.0.c4_ring()
+    }
+
+    #[getter]
+    fn c128_banks(&self) -> usize {
+        self.0.c128_banks()
     }
 
     #[getter]
@@ -138,7 +153,7 @@ impl Limits {
     #[pyo3(signature = (
         *, max_model_len, max_num_requests, max_num_tokens, max_queued_requests,
         max_queued_tokens, vocab_size, max_steps_in_flight = 1, aging_steps = 256,
-        prefix_cache = false, checkpoint_tokens = 0
+        prefix_cache = false, checkpoint_tokens = 0, max_draft_tokens = 0
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the limits' fields, by keyword")]
     fn new(
@@ -153,6 +168,7 @@ impl Limits {
         aging_steps: usize,
         prefix_cache: bool,
         checkpoint_tokens: usize,
+        max_draft_tokens: usize,
     ) -> PyResult<Self> {
         let limits = limits::Limits {
             max_model_len,
@@ -165,6 +181,7 @@ impl Limits {
             aging_steps,
             prefix_cache,
             checkpoint_tokens,
+            max_draft_tokens,
         };
         limits.check().map_err(|e| raised(py, &e))?;
         Ok(Self(limits))
@@ -218,6 +235,11 @@ impl Limits {
     #[getter]
     fn checkpoint_tokens(&self) -> usize {
         self.0.checkpoint_tokens
+    }
+
+    #[getter]
+    fn max_draft_tokens(&self) -> usize {
+        self.0.max_draft_tokens
     }
 }
 

@@ -100,6 +100,28 @@ impl Prefix {
         found
     }
 
+    /// All blocks that the cache has of these tokens, for a request whose window and state come from
+    /// elsewhere: it needs no checkpoint, and no token has to be left to compute.
+    pub(crate) fn find_blocks(&self, sharing: &mut Sharing, tokens: &[i32]) -> Found {
+        let mut found = Found::default();
+        if !self.caches(sharing) {
+            return found;
+        }
+        sharing.extend_keys(tokens, self.block_tokens);
+        for index in 0..tokens.len() / self.block_tokens {
+            let wanted = sharing.wanted(tokens, index, found.node(), self.block_tokens);
+            let Some(node) = self.trie.find(&wanted) else { break };
+            found.path.push(node);
+        }
+        found.num_matched = found.path.len();
+        found
+    }
+
+    /// Holds on the blocks that were found, without a checkpoint.
+    pub(crate) fn lend_blocks(&self, found: &Found) -> Result<Vec<Block<Shared>>, Violation> {
+        found.path.iter().map(|&node| self.trie.node(node).block.lend()).collect()
+    }
+
     /// Goes without the last checkpoint: the hit ends at the one before, or is none.
     pub(crate) fn shorten(&self, found: &mut Found) {
         found.path.pop();

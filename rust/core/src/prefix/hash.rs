@@ -39,6 +39,11 @@ impl Key {
         self.mix(tokens.chunks(2).map(word))
     }
 
+    /// As one number.
+    pub fn bits(self) -> u128 {
+        u128::from(self.0) << 64 | u128::from(self.1)
+    }
+
     fn mix(self, words: impl Iterator<Item = u64>) -> Self {
         let Self(mut a, mut b) = self;
         for word in words {

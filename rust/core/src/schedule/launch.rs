@@ -4,7 +4,7 @@ use super::{Flight, Row, Scheduler};
 use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
 use crate::metadata::{RowInput, StepLayout};
-use crate::request::{Decoding, Phase};
+use crate::request::Phase;
 
 /// One decided step; its arrays are in the lent memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,12 @@ pub struct Plan {
     pub num_c4: usize,
     pub num_c128: usize,
     pub num_prefill_tokens: usize,
+    /// Tokens that only the step in flight knows, and tokens that are drafts.
+    pub num_forwarded: usize,
+    pub num_draft_tokens: usize,
     pub max_seq_len: usize,
+    /// Place of the recipe's band under which the step was chosen.
+    pub band: usize,
     /// State slots to copy before the step's kernels, and after them.
     pub num_restores: usize,
     pub num_saves: usize,
@@ -29,13 +34,16 @@ pub struct Plan {
     pub request_ids: Vec<RequestId>,
     /// Request of each sample.
     pub sample_request_ids: Vec<RequestId>,
-    /// Tokens that each sampled request had generated before.
+    /// Tokens that the request had generated before each sample, drafts included.
     pub sample_positions: Vec<usize>,
+    /// Samples of each request that has some: one, and one per draft.
+    pub sample_counts: Vec<usize>,
 }
 
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
     pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+        self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
             self.choose(); // without those that failed
@@ -50,7 +58,8 @@ impl Scheduler {
         let spare = self.spare_rows.pop().unwrap_or_default();
         let rows = std::mem::replace(&mut self.chosen, spare);
         let plan = self.write(step, &rows, layout, memory);
-        self.flights.push_back(Flight { step, rows, num_samples: plan.num_samples });
+        let (num_samples, num_answers) = (plan.num_samples, plan.sample_counts.len());
+        self.flights.push_back(Flight { step, rows, num_samples, num_answers });
         Some(plan)
     }
 
@@ -64,7 +73,7 @@ impl Scheduler {
             let mut swa = self.pools.swa.state();
             let mut slots = self.pools.state.state();
             for row in &self.chosen {
-                let end = row.start + row.len;
+                let end = row.end();
                 let mut check = || -> Result<(), Violation> {
                     let Some(active) = self.requests.at(row.place).active() else { return Ok(()) };
                     let tables = &active.tables;
@@ -98,22 +107,38 @@ impl Scheduler {
             request_ids: Vec::with_capacity(rows.len()),
             sample_request_ids: Vec::with_capacity(rows.len()),
             sample_positions: Vec::with_capacity(rows.len()),
+            sample_counts: Vec::with_capacity(rows.len()),
             ..Plan::default()
         };
         for row in rows {
             let phase = self.requests.at(row.place);
-            let tokens = match phase {
-                Phase::Decoding(Decoding { next: Some(next), .. }) => std::slice::from_ref(next),
-                _ => &phase.request().tokens[row.start..row.start + row.len],
-            };
             let Some(active) = phase.active() else { continue };
-            let (start, samples) = (row.start, row.samples);
-            arrays.push(&RowInput { tokens, start, tables: &active.tables, samples });
+            let all = &active.request.tokens;
+            let (drafts, bank) = match phase {
+                Phase::Decoding(decoding) => (&decoding.drafts[..row.num_drafts()], decoding.bank),
+                _ => (&[][..], 0),
+            };
+            let first_sample = arrays.num_samples;
+            arrays.push(&RowInput {
+                tokens: all.get(row.start..row.end() - drafts.len()).unwrap_or_default(),
+                source: row.source,
+                drafts,
+                next: all.get(row.end()).copied(),
+                start: row.start,
+                tables: &active.tables,
+                num_samples: row.num_samples,
+                bank,
+            });
             plan.request_ids.push(row.id);
-            if row.samples {
-                plan.sample_request_ids.push(row.id);
-                plan.sample_positions.push(active.request.num_generated());
+            if row.num_samples > 0 {
+                plan.sample_counts.push(row.num_samples);
             }
+            for end in row.num_sure() + 1..=row.end() {
+                plan.sample_request_ids.push(row.id);
+                plan.sample_positions.push(end - active.request.num_prompt_tokens);
+            }
+            plan.num_forwarded += usize::from(row.source.is_some());
+            plan.num_draft_tokens += drafts.len();
             if let Phase::Prefilling(_) = phase {
                 plan.num_prefill_tokens += row.len;
             }
@@ -122,7 +147,7 @@ impl Scheduler {
                 plan.started_cached_tokens.push(row.start);
             }
             self.copy_state(row, &mut arrays);
-            self.move_on(row, step);
+            self.move_on(row, step, first_sample);
         }
         plan.num_restores = arrays.restores.count;
         plan.num_saves = arrays.saves.count;
@@ -132,26 +157,26 @@ impl Scheduler {
         plan.num_c4 = arrays.num_c4();
         plan.num_c128 = arrays.num_c128();
         plan.max_seq_len = arrays.max_seq_len;
+        plan.band = self.dispatch.index();
         plan
     }
 
     /// The positions of `row` are in flight: the window slides, and after its last chunk a
     /// request decodes.
-    fn move_on(&mut self, row: &Row, step: StepId) {
+    fn move_on(&mut self, row: &Row, step: StepId, sample: usize) {
         let phase = self.requests.at_mut(row.place);
+        let mut is_sent = false;
         if let Phase::Decoding(decoding) = phase {
-            decoding.plan(step);
+            decoding.plan(step, sample);
         } else if let Phase::Prefilling(prefilling) = self.requests.take(row.place) {
-            self.requests.put(row.place, prefilling.plan(row.len, step));
+            is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
+            self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            let (geometry, saves) = (&self.geometry, &mut active.reuse.saves);
-            active.tables.swa.slide(geometry.window_start(active.planned), |index, block| {
-                let mut block = Some(block);
-                for save in &mut *saves {
-                    block = block.take().and_then(|b| save.catch(geometry, index, b));
-                }
-            });
+            // What is sent behind a whole prompt begins a position before what its next token sees.
+            let start = self.geometry.window_start(active.planned);
+            let start = start.saturating_sub(usize::from(is_sent));
+            active.slide(start, step, &self.geometry);
         }
     }
 }

@@ -1,26 +1,39 @@
 //! Which tokens run in the next step.
 //!
 //! Order of a step:
-//! 1. every decoding request whose next token is known, one token each, growing where it must
-//!    (`decode`);
+//! 1. every decoding request, one token each, growing where it must: a token that is known, with
+//!    the drafts that may come after it, or the one that the step in flight samples (`decode`);
 //! 2. a chunk of every prefilling request, while the token budget lasts (`prefill`);
 //! 3. waiting requests that fit start with a chunk, while the budget lasts (`prefill`);
 //! 4. what was chosen is checked, written into the arrays, and is in flight (`launch`).
 //!
 //! Events come in afterwards and settle what was in flight, oldest first (`settle`).
+//!
+//! Requests with another side are outside of this as long as that side has to act: `rooms` and `seam`
+//! say how, `receive` and `arrive` are one side of it, `turns`, `send` and `outbox` the other.
 
+mod arrive;
 mod decode;
 mod launch;
+mod outbox;
 mod prefill;
+mod receive;
 mod requests;
 mod reuse;
+mod rooms;
+mod seam;
+mod send;
 mod settle;
+mod turns;
 
 use std::collections::VecDeque;
 
 pub use launch::Plan;
+pub use outbox::Posting;
 pub(crate) use requests::{Place, Queue, Requests};
-pub use settle::{Event, Outcome};
+pub(crate) use rooms::Rooms;
+pub use rooms::{Check, Errands, OnFailure, Reset, RoomSettings, Transfer};
+pub use settle::{Answer, Event, Outcome};
 
 use crate::admit::Pools;
 use crate::budget::PoolSizes;
@@ -30,12 +43,15 @@ use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
+use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
+use crate::transfer::message::Reason;
 
 /// Requests, pools and steps in flight.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) limits: Limits,
+    pub(crate) dispatch: Dispatch,
     pub(crate) geometry: Geometry,
     ratios: Vec<usize>,
     pub(crate) pools: Pools,
@@ -54,6 +70,8 @@ pub(crate) struct Scheduler {
     done: StepId,
     last_id: RequestId,
     pub(crate) now_us: u64,
+    /// Requests whose other side is elsewhere.
+    pub(crate) rooms: Rooms,
     /// What `plan` ended, to be told by the next `advance`.
     untold: Outcome,
     pub(crate) num_preemptions: usize,
@@ -68,7 +86,28 @@ pub(crate) struct Row {
     id: RequestId,
     start: usize,
     len: usize,
-    samples: bool,
+    /// Samples of its last positions: none in the middle of a prompt, then one, or one per draft
+    /// and one more.
+    num_samples: usize,
+    /// Its token is this sample of the step before.
+    source: Option<usize>,
+}
+
+impl Row {
+    fn end(&self) -> usize {
+        self.start + self.len
+    }
+
+    /// Drafts among its tokens, the last of them: every one is sampled behind, and so is the token
+    /// before the first.
+    fn num_drafts(&self) -> usize {
+        self.num_samples.saturating_sub(1)
+    }
+
+    /// Positions that are sure to count before the first of its samples.
+    fn num_sure(&self) -> usize {
+        self.end() - self.num_samples
+    }
 }
 
 /// A step that is planned and not done.
@@ -77,6 +116,8 @@ pub(crate) struct Flight {
     pub(crate) step: StepId,
     rows: Vec<Row>,
     num_samples: usize,
+    /// Rows that have samples.
+    num_answers: usize,
 }
 
 impl Scheduler {
@@ -92,6 +133,7 @@ impl Scheduler {
             ratios: geometry.ratios_in_use(),
             chosen: Vec::with_capacity(most_rows),
             running: Vec::with_capacity(most_rows),
+            dispatch: Dispatch::new(Recipe::fixed(&limits)),
             limits,
             geometry,
             requests: Requests::default(),
@@ -102,6 +144,7 @@ impl Scheduler {
             done: StepId(0),
             last_id: RequestId(0),
             now_us: 0,
+            rooms: Rooms::default(),
             untold: Outcome::default(),
             num_preemptions: 0,
             num_stalls: 0,
@@ -148,14 +191,14 @@ impl Scheduler {
     fn choose_once(&mut self) {
         debug_assert!(self.chosen.is_empty());
         if self.running.is_empty() && self.flights.is_empty() {
-            if self.pools.each().iter().any(|(_, pool)| pool.counts().quarantined > 0) {
+            if self.pools.each().iter().any(|(_, pool)| pool.counts().doubted > 0) {
                 self.prefix.clear(); // so that no handle is left that could be in doubt
                 self.pools.for_each(Pool::repair);
             }
             self.pools.reclaim(self.done);
         }
-        self.choose_decodes();
-        let budget = self.limits.max_num_tokens - self.chosen.len();
+        self.seat();
+        let budget = self.choose_decodes();
         let budget = self.choose_chunks(budget);
         self.choose_starts(budget);
     }
@@ -178,7 +221,7 @@ impl Scheduler {
         self.pools.reclaim(self.done);
     }
 
-    /// Takes a request out of every list; its blocks retire.
+    /// Takes a request out of every list; its blocks retire, and its room is given up.
     pub(crate) fn end(&mut self, place: Place) -> RequestId {
         let mut phase = self.requests.remove(place);
         if let Some(active) = phase.active_mut() {
@@ -193,7 +236,9 @@ impl Scheduler {
                 }
             }
         }
-        request.id
+        let id = request.id;
+        self.give_up_room(id, Reason::Cancelled);
+        id
     }
 
     /// Ends a request whose blocks are in doubt, to be told by the next `advance`.
@@ -205,7 +250,7 @@ impl Scheduler {
 
     /// Ends a request on its owner's wish; false if it has ended.
     pub(crate) fn abort(&mut self, id: RequestId) -> bool {
-        let Some(place) = self.requests.place_of(id) else { return false };
+        let Some(place) = self.requests.place_of(id) else { return self.abort_elsewhere(id) };
         self.end(place);
         self.pools.reclaim(self.done);
         true
@@ -217,6 +262,7 @@ impl Scheduler {
         for place in places {
             self.end(place);
         }
+        self.clear_rooms();
         self.prefix.clear();
         self.flights.clear();
     }

@@ -39,14 +39,18 @@ impl Scheduler {
         let mut num_blocked = 0;
         while budget > 0
             && num_blocked <= LOOK_AHEAD
-            && self.running.len() < self.limits.max_num_requests
+            && self.running.len() < self.dispatch.band().max_num_requests
         {
             let Some((rank, place)) = self.queue.next_after(after) else { return };
+            if self.rooms.is_held_back(rank) {
+                return;
+            }
             after = Some(rank);
             match self.find_room(place) {
                 Room::Made(room) => {
                     let (tables, reuse) = *room;
                     self.start(place, tables, reuse);
+                    self.send_cached(place);
                     budget -= self.choose_chunk(place, budget);
                 }
                 Room::Soon => return, // what comes back is for this one
@@ -84,18 +88,18 @@ impl Scheduler {
     fn choose_chunk(&mut self, place: Place, budget: usize) -> usize {
         let Phase::Prefilling(prefilling) = self.requests.at_mut(place) else { return 0 };
         let active = &mut prefilling.0;
-        let settled = active.last_step <= self.done;
+        let retired = active.num_retired(self.done);
         let start = active.planned;
         let left = active.request.tokens.len() - start;
         let stop = active.reuse.stops.next_after(start).map_or(left, |stop| stop - start);
         let swa = &active.tables.swa;
         let wanted = start + left.min(budget).min(stop);
-        let num_short = swa.short_of(swa.missing(wanted), settled);
+        let num_short = swa.short_of(swa.missing(wanted), retired);
         if num_short > 0 {
             self.prefix.evict(&self.pools.swa, Group::Swa, num_short, None);
             self.pools.reclaim(self.done);
         }
-        let reach = swa.end() + swa.takeable(settled) * swa.block_tokens() - start;
+        let reach = swa.end() + swa.takeable(retired) * swa.block_tokens() - start;
         let most = left.min(budget).min(reach).min(stop);
         let len = if most < left.min(stop) { aligned(start, most, &self.ratios) } else { most };
         if len == 0 {
@@ -103,12 +107,13 @@ impl Scheduler {
         }
         let tables = &mut active.tables;
         // Nothing of the full group retires while a request runs: its promise is always good.
-        let full = tables.full.grow(tables.full.missing(start + len), true);
-        if !full || !tables.swa.grow(tables.swa.missing(start + len), settled) {
+        let full = tables.full.grow(tables.full.missing(start + len), 0);
+        if !full || !tables.swa.grow(tables.swa.missing(start + len), retired) {
             return 0;
         }
         let id = active.request.id;
-        self.chosen.push(Row { place, id, start, len, samples: len == left });
+        let num_samples = usize::from(len == left);
+        self.chosen.push(Row { place, id, start, len, num_samples, source: None });
         len
     }
 }

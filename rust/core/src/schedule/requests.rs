@@ -58,6 +58,11 @@ impl Requests {
         self.places[place].as_mut().filter(|phase| phase.request().id == id)
     }
 
+    /// The same, to look at.
+    pub(crate) fn seen_at(&self, place: Place, id: RequestId) -> Option<&Phase> {
+        self.places[place].as_ref().filter(|phase| phase.request().id == id)
+    }
+
     pub(crate) fn place_of(&self, id: RequestId) -> Option<Place> {
         self.by_id.get(&id).copied()
     }
@@ -90,9 +95,9 @@ impl Queue {
         }
     }
 
-    /// A request in the queue got one more token, from a step that it was part of before.
-    pub(crate) fn one_more_token(&mut self) {
-        self.num_tokens += 1;
+    /// A request in the queue got more tokens, from a step that it was part of before.
+    pub(crate) fn more_tokens(&mut self, count: usize) {
+        self.num_tokens += count;
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -91,18 +91,22 @@ impl Scheduler {
     ///
     /// The step has begun: what is given up here may be read by it.
     pub(super) fn copy_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
-        let end = row.start + row.len;
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
         let slot = active.tables.slot.id();
         if let Some(source) = active.reuse.restore.take() {
             arrays.restores.push(source.id(), slot);
         }
+        // Of drafts, the first boundary is the likeliest to be reached.
+        let end = match row.num_samples {
+            0 | 1 => row.end(),
+            _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
+        };
         let is_boundary = end % self.geometry.block_tokens == 0;
         if !is_boundary || !self.prefix.caches(&active.request.sharing) {
             return;
         }
         let is_stop = active.reuse.stops.has(end);
-        if !is_stop && !row.samples {
+        if !is_stop && row.num_samples == 0 {
             return;
         }
         let Some(target) = self.take_slot(row.id) else { return };

@@ -1,9 +1,14 @@
 //! What happened: events are checked all together, then applied in order.
 
-use super::{Flight, Scheduler};
+use super::rooms::Errands;
+use super::{Flight, Row, Scheduler};
 use crate::error::Error;
 use crate::ids::{RequestId, StepId};
-use crate::request::{Finish, Sampled};
+use crate::request::{Finish, Phase};
+use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
+use crate::transfer::message::Message;
+use crate::transfer::proof::Evidence;
+use crate::transfer::receiving::Inspection;
 
 /// What happened outside.
 #[derive(Clone, Copy, Debug)]
@@ -17,10 +22,85 @@ pub enum Event<'a> {
         /// Samples whose logits were NaN or infinite; their tokens mean nothing.
         non_finite: &'a [usize],
     },
+    /// The same of a step of a core with drafts.
+    Verified {
+        /// The oldest step in flight.
+        step: StepId,
+        /// What it came to.
+        answer: Answer<'a>,
+    },
     /// The text layer found a stop string.
     Stopped(RequestId),
+    /// A peer said something about a room, or that it lives.
+    Peer {
+        /// Who.
+        from: PeerRank,
+        /// What.
+        message: &'a Message,
+    },
+    /// A transfer that was posted has ended.
+    TicketEnded {
+        /// Which.
+        ticket: Ticket,
+        /// All of it has landed; otherwise it failed.
+        landed: bool,
+        /// Over what was read for it: a sum over its items, each with its place in the prompt.
+        digest: u64,
+    },
+    /// An aux row was read, and what landed was looked at.
+    Inspected {
+        /// As in the [`Check`](super::Check).
+        key: RoomKey,
+        /// From the aux row.
+        first_token: i32,
+        /// What was found.
+        found: &'a Inspection,
+    },
+    /// A peer process is gone.
+    PeerGone {
+        /// Which.
+        incarnation: Incarnation,
+        /// What is known of it; what proves nothing leaves quarantined what it may write.
+        evidence: Option<Evidence>,
+    },
+    /// This worker cut a peer's way in.
+    Fenced {
+        /// Whose.
+        incarnation: Incarnation,
+        /// How.
+        evidence: Evidence,
+    },
+    /// A peer that lives connects anew; to be told before the new connection carries anything.
+    Reconnected {
+        /// Which.
+        incarnation: Incarnation,
+    },
     /// Microseconds of a monotonic clock.
     Tick(u64),
+}
+
+/// What came back of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answer<'a> {
+    /// One per sample.
+    pub tokens: &'a [i32],
+    /// Samples whose logits were NaN or infinite; their tokens mean nothing.
+    pub non_finite: &'a [usize],
+    /// Drafts that are right, of each request that was sampled: the first so many. Those samples
+    /// repeat them, and the sample behind the last of them is the token after. Empty: none is.
+    pub accepted: &'a [usize],
+    /// Drafts for the next step: as many as the limits allow for each request that was sampled, -1
+    /// from where there are no more. Empty: there are none.
+    pub drafts: &'a [i32],
+}
+
+/// What came back for one row.
+struct RowAnswer<'a> {
+    /// As far as it counts: drafts that were accepted, and the token behind them.
+    tokens: &'a [i32],
+    /// Which of them is not finite.
+    broken: Option<usize>,
+    drafts: &'a [i32],
 }
 
 /// What events settled: tokens that count, and requests that ended.
@@ -32,6 +112,8 @@ pub struct Outcome {
     pub tokens: Vec<i32>,
     /// 0, or why the request ended ([`Finish`]).
     pub finished: Vec<u8>,
+    /// What there is to do for the rooms.
+    pub errands: Errands,
 }
 
 impl Outcome {
@@ -51,6 +133,39 @@ impl Outcome {
         self.request_ids.append(&mut other.request_ids);
         self.tokens.append(&mut other.tokens);
         self.finished.append(&mut other.finished);
+        self.errands.append(&mut other.errands);
+    }
+}
+
+impl<'a> Event<'a> {
+    /// The step that is done, and what came of it.
+    fn answer(&self) -> Option<(StepId, Answer<'a>)> {
+        match *self {
+            Self::StepDone { step, tokens, non_finite } => {
+                Some((step, Answer { tokens, non_finite, ..Answer::default() }))
+            }
+            Self::Verified { step, answer } => Some((step, answer)),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Answer<'a> {
+    fn num_accepted(&self, index: usize) -> usize {
+        self.accepted.get(index).copied().unwrap_or_default()
+    }
+
+    /// The part of one row, which has the samples from `first` on and is the row `index` of those
+    /// that are sampled.
+    fn of_row(&self, first: usize, index: usize, max_draft_tokens: usize) -> RowAnswer<'a> {
+        let samples = first..=first + self.num_accepted(index);
+        let broken = self.non_finite.iter().filter(|&sample| samples.contains(sample)).min();
+        let drafts = self.drafts.chunks_exact(max_draft_tokens.max(1)).nth(index);
+        RowAnswer {
+            tokens: &self.tokens[samples.clone()],
+            broken: broken.map(|sample| sample - first),
+            drafts: drafts.unwrap_or_default(),
+        }
     }
 }
 
@@ -61,24 +176,33 @@ impl Scheduler {
         let mut outcome = Outcome::default();
         for event in events {
             match *event {
-                Event::StepDone { step, tokens, non_finite } => {
+                Event::StepDone { .. } | Event::Verified { .. } => {
+                    let Some((step, answer)) = event.answer() else { continue };
                     let Some(flight) = self.flights.pop_front() else { continue };
-                    self.settle(&flight, tokens, non_finite, &mut outcome);
+                    self.settle(&flight, &answer, &mut outcome);
                     self.done = step;
                     let mut rows = flight.rows;
                     rows.clear();
                     self.spare_rows.push(rows);
                 }
                 Event::Stopped(id) => {
-                    if let Some(place) = self.requests.place_of(id) {
-                        self.end(place);
+                    let is_here = match self.requests.place_of(id) {
+                        Some(place) => self.end(place) == id,
+                        None => self.leave_seat(id),
+                    };
+                    if is_here {
                         outcome.push(id, None, Some(Finish::Stopped));
                     }
                 }
-                Event::Tick(now_us) => self.now_us = self.now_us.max(now_us),
+                Event::Tick(now_us) => {
+                    self.now_us = self.now_us.max(now_us);
+                    self.room_event(event);
+                }
+                _ => self.room_event(event),
             }
         }
         self.pools.reclaim(self.done);
+        self.move_rooms();
         outcome.append(&mut self.untold);
         Ok(outcome)
     }
@@ -86,32 +210,26 @@ impl Scheduler {
     fn check_events(&self, events: &[Event<'_>]) -> Result<(), Error> {
         let mut flights = self.flights.iter();
         for event in events {
-            match *event {
-                Event::StepDone { step, tokens, non_finite } => {
-                    let oldest = flights.next();
-                    match oldest {
-                        Some(flight) if flight.step == step => {
-                            self.check_samples(flight, tokens, non_finite)?;
-                        }
-                        _ => {
-                            let oldest = oldest.map(|flight| flight.step);
-                            return Err(Error::UnknownStep { step, oldest });
-                        }
+            if let Some((step, answer)) = event.answer() {
+                let oldest = flights.next();
+                match oldest {
+                    Some(flight) if flight.step == step => self.check_answer(flight, &answer)?,
+                    _ => {
+                        let oldest = oldest.map(|flight| flight.step);
+                        return Err(Error::UnknownStep { step, oldest });
                     }
                 }
+            }
+            match *event {
                 Event::Stopped(id) if !self.knows(id) => return Err(Error::UnknownRequest(id)),
-                Event::Stopped(_) | Event::Tick(_) => {}
+                _ => {}
             }
         }
         Ok(())
     }
 
-    fn check_samples(
-        &self,
-        flight: &Flight,
-        tokens: &[i32],
-        non_finite: &[usize],
-    ) -> Result<(), Error> {
+    fn check_answer(&self, flight: &Flight, answer: &Answer<'_>) -> Result<(), Error> {
+        let Answer { tokens, non_finite, .. } = *answer;
         let (step, samples, vocab) = (flight.step, flight.num_samples, self.limits.vocab_size);
         if tokens.len() != samples {
             return Err(Error::WrongSampleCount { step, samples, tokens: tokens.len() });
@@ -121,63 +239,146 @@ impl Scheduler {
         }
         let is_token = |&token: &i32| usize::try_from(token).is_ok_and(|token| token < vocab);
         let mut outside = tokens.iter().enumerate().filter(|(_, token)| !is_token(token));
-        match outside.find(|(sample, _)| !non_finite.contains(sample)) {
-            Some((sample, &token)) => Err(Error::NoSuchToken { step, sample, token, vocab }),
-            None => Ok(()),
+        if let Some((sample, &token)) = outside.find(|(sample, _)| !non_finite.contains(sample)) {
+            return Err(Error::NoSuchToken { step, sample, token, vocab });
+        }
+        self.check_drafts(flight, answer)
+    }
+
+    /// As many accepted counts and next drafts as there are requests, and what is accepted was
+    /// brought.
+    fn check_drafts(&self, flight: &Flight, answer: &Answer<'_>) -> Result<(), Error> {
+        let (step, vocab, width) =
+            (flight.step, self.limits.vocab_size, self.limits.max_draft_tokens);
+        for (what, has, needs) in [
+            ("accepted counts", answer.accepted.len(), flight.num_answers),
+            ("drafts", answer.drafts.len(), flight.num_answers * width),
+        ] {
+            if has != 0 && has != needs {
+                return Err(Error::WrongDraftCount { step, what, needs, has });
+            }
+        }
+        let is_draft =
+            |&draft: &i32| draft == -1 || usize::try_from(draft).is_ok_and(|d| d < vocab);
+        if let Some(&draft) = answer.drafts.iter().find(|&draft| !is_draft(draft)) {
+            return Err(Error::NoSuchDraft { step, draft, vocab });
+        }
+        if answer.accepted.iter().all(|&count| count == 0) {
+            return Ok(());
+        }
+        let mut first = 0;
+        let asked = flight.rows.iter().filter(|row| row.num_samples > 0);
+        for (row, &accepted) in asked.zip(answer.accepted) {
+            let drafted = row.num_drafts();
+            if accepted > drafted {
+                return Err(Error::TooManyAccepted { step, request: row.id, accepted, drafted });
+            }
+            if let Some(Phase::Decoding(decoding)) = self.requests.seen_at(row.place, row.id) {
+                let pairs = decoding.drafts[..accepted].iter().zip(&answer.tokens[first..]);
+                if let Some((&draft, &token)) = pairs.into_iter().find(|(a, b)| a != b) {
+                    return Err(Error::NotTheDraft { step, request: row.id, draft, token });
+                }
+            }
+            first += row.num_samples;
+        }
+        Ok(())
+    }
+
+    /// The rows of a step that is done: samples become tokens, blocks that are full are sealed, and
+    /// what a finite sample depends on is left to the prefix cache.
+    /// Rows of requests that have ended since are passed over.
+    fn settle(&mut self, flight: &Flight, answer: &Answer<'_>, outcome: &mut Outcome) {
+        outcome.reserve(flight.num_samples);
+        let (mut first, mut index) = (0, 0);
+        for row in &flight.rows {
+            if row.num_samples == 0 {
+                self.settle_chunk(row, outcome);
+                continue;
+            }
+            let of_row = answer.of_row(first, index, self.limits.max_draft_tokens);
+            self.settle_samples(row, &of_row, outcome);
+            first += row.num_samples;
+            index += 1;
         }
     }
 
-    /// The rows of a step that is done: blocks that are full are sealed, samples become tokens, and
-    /// what a finite sample depends on is left to the prefix cache.
-    /// Rows of requests that have ended since are passed over.
-    fn settle(
-        &mut self,
-        flight: &Flight,
-        tokens: &[i32],
-        non_finite: &[usize],
-        outcome: &mut Outcome,
-    ) {
-        outcome.reserve(flight.num_samples);
-        let mut num_samples = 0;
-        for row in &flight.rows {
-            let sample = row.samples.then_some(num_samples);
-            num_samples += usize::from(row.samples);
-            let Some(phase) = self.requests.still_at(row.place, row.id) else { continue };
-            if let Some(active) = phase.active_mut() {
-                let written = row.start + row.len;
-                let sealed = active.tables.full.seal_written(written);
-                if sealed.and_then(|()| active.tables.swa.seal_written(written)).is_err() {
-                    self.end(row.place);
-                    outcome.push(row.id, None, Some(Finish::Violation));
-                    continue;
-                }
-            }
-            let Some(sample) = sample else { continue };
-            if non_finite.contains(&sample) {
-                self.end(row.place);
-                outcome.push(row.id, None, Some(Finish::NonFinite));
-                continue;
-            }
-            if let Some(active) = phase.active_mut() {
-                let written = row.start + row.len;
-                if self.prefix.publish(active.computed(), written, &self.geometry).is_err() {
-                    self.end(row.place);
-                    outcome.push(row.id, None, Some(Finish::Violation));
-                    continue;
-                }
-            }
-            let was_waiting = phase.active().is_none();
-            let Some(sampled) = phase.sampled(tokens[sample]) else { continue };
-            if was_waiting {
-                self.queue.one_more_token();
-            }
-            match sampled {
-                Sampled::GoesOn => outcome.push(row.id, Some(tokens[sample]), None),
-                Sampled::Ends(finish) => {
-                    self.end(row.place);
-                    outcome.push(row.id, Some(tokens[sample]), Some(finish));
-                }
+    /// A chunk in the middle of a prompt is computed.
+    fn settle_chunk(&mut self, row: &Row, outcome: &mut Outcome) {
+        let Some(phase) = self.requests.still_at(row.place, row.id) else { return };
+        let sealed = phase.active_mut().map_or(Ok(()), |active| active.seal(row.end()));
+        if sealed.is_err() || self.send_chunk(row).is_err() {
+            self.end_broken(row, outcome);
+        }
+    }
+
+    /// The tokens of a row, one after the other until one ends the request.
+    ///
+    /// What was computed of drafts that are wrong is nobody's: positions count up to the last token
+    /// that does, and the next step writes the others again.
+    fn settle_samples(&mut self, row: &Row, answer: &RowAnswer<'_>, outcome: &mut Outcome) {
+        let Some(phase) = self.requests.still_at(row.place, row.id) else { return };
+        let is_waiting = phase.active().is_none();
+        if is_waiting && self.rooms.departs(row.id) {
+            return; // what the other side needs is gone: it computes it again
+        }
+        let request = phase.request_mut();
+        let num_finite = answer.broken.unwrap_or(answer.tokens.len());
+        let (mut count, mut finish) = (0, None);
+        for &token in &answer.tokens[..num_finite] {
+            count += 1;
+            finish = request.generate(token);
+            if finish.is_some() {
+                break;
             }
         }
+        let tokens = &answer.tokens[..count];
+        if is_waiting {
+            self.queue.more_tokens(count);
+        }
+        if count > 0
+            && let Some(active) = phase.active_mut()
+        {
+            let written = row.num_sure() + count;
+            if row.num_samples > 1 {
+                let saves = &mut active.reuse.saves;
+                saves.retain(|s| s.boundary <= written || s.boundary > row.end());
+            }
+            let sealed = active.seal(written);
+            let publish = |()| self.prefix.publish(active.computed(), written, &self.geometry);
+            if sealed.and_then(publish).is_err() {
+                self.end_broken(row, outcome);
+                return;
+            }
+        }
+        if finish.is_none()
+            && count > 0
+            && let Phase::Decoding(decoding) = phase
+        {
+            decoding.accept(count, answer.drafts);
+            if count > 1 {
+                let start = self.geometry.window_start(decoding.active.planned);
+                decoding.active.slide(start, self.newest, &self.geometry);
+            }
+        }
+        if finish.is_none() && answer.broken.is_some() {
+            finish = Some(Finish::NonFinite);
+        }
+        let ends = finish.is_some();
+        finish = finish.and_then(|finish| self.send_last(row.place, row.id, finish));
+        for (index, &token) in tokens.iter().enumerate() {
+            let is_last = index + 1 == count && finish != Some(Finish::NonFinite);
+            outcome.push(row.id, Some(token), finish.filter(|_| is_last));
+        }
+        if finish == Some(Finish::NonFinite) {
+            outcome.push(row.id, None, finish);
+        }
+        if ends {
+            self.end(row.place);
+        }
+    }
+
+    fn end_broken(&mut self, row: &Row, outcome: &mut Outcome) {
+        self.end(row.place);
+        outcome.push(row.id, None, Some(Finish::Violation));
     }
 }

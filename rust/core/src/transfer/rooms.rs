@@ -83,6 +83,11 @@ impl Rooms {
         }
     }
 
+    /// Which side this worker is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
     /// D: a prompt will come from these ranks of `key.peer`.
     pub fn receive(
         &mut self,
@@ -161,6 +166,14 @@ impl Rooms {
             self.tickets.insert(ticket, key);
         }
         actions
+    }
+
+    /// P: the digest over what a ticket under way sends, where it was not known when it was posted.
+    pub fn digested(&mut self, ticket: Ticket, digest: u64) {
+        let room = self.tickets.get(&ticket).and_then(|key| self.live.get_mut(key));
+        if let Some(Live::Sending(room)) = room {
+            room.digested(ticket, digest);
+        }
     }
 
     /// P: a ticket landed (DONE) or failed (ERR).

@@ -162,6 +162,13 @@ impl Sending {
         None
     }
 
+    /// What was read for a ticket that is under way comes to this digest, known before it lands.
+    pub fn digested(&mut self, ticket: Ticket, digest: u64) {
+        if let Some(&at) = self.tickets.get(&ticket) {
+            self.chunks[at].digest = digest;
+        }
+    }
+
     /// A ticket ended: landed, or in an error. None of this room's: nothing happens.
     pub fn ended(
         &mut self,

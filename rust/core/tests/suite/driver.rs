@@ -2,10 +2,11 @@
 
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::error::Error;
-use dsv4_core::geometry::Geometry;
+use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
-use dsv4_core::{Core, Event, NewRequest, Outcome, Plan};
+use dsv4_core::trace::Recorded;
+use dsv4_core::{Event, NewRequest, Outcome, Plan};
 
 /// The shapes of the real model, over a few layers: blocks of 256 and 64, window 128.
 pub fn real_geometry() -> Geometry {
@@ -22,6 +23,7 @@ pub fn real_geometry() -> Geometry {
         c128_state_bytes: 64,
         block_tokens: 256,
         swa_block_tokens: 64,
+        drafts: DraftRoom::default(),
     }
 }
 
@@ -36,6 +38,11 @@ pub fn tiny_geometry() -> Geometry {
     }
 }
 
+/// The same with room for as many draft tokens as there can be.
+pub fn drafting(geometry: Geometry) -> Geometry {
+    Geometry { drafts: DraftRoom { tokens: 15, hc_mult: 4, hidden: 64 }, ..geometry }
+}
+
 pub fn limits() -> Limits {
     Limits {
         max_model_len: 2048,
@@ -48,6 +55,7 @@ pub fn limits() -> Limits {
         aging_steps: 256,
         prefix_cache: false,
         checkpoint_tokens: 0,
+        max_draft_tokens: 0,
     }
 }
 
@@ -57,13 +65,13 @@ pub fn sizes(full_blocks: usize, swa_blocks: usize, state_slots: usize) -> PoolS
 
 /// A core and memory for its steps.
 pub struct Driver {
-    pub core: Core,
+    pub core: Recorded,
     pub memory: Vec<i32>,
 }
 
 impl Driver {
     pub fn new(geometry: Geometry, sizes: PoolSizes, limits: Limits) -> Self {
-        let core = Core::new(geometry, &sizes, limits).expect("legal");
+        let core = Recorded::new(geometry, &sizes, limits).expect("legal");
         core.panic_on_violation();
         let memory = vec![-1; core.layout().num_words()];
         Self { core, memory }
@@ -163,6 +171,7 @@ pub fn request(prompt: usize, max_tokens: usize) -> NewRequest<'static> {
         priority: 0,
         cache_salt: "",
         no_cache: false,
+        transfer: None,
     }
 }
 

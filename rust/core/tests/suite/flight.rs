@@ -1,10 +1,13 @@
 //! Two steps in flight: planning ahead of the device, and what must wait for it.
 
 use dsv4_core::error::Error;
-use dsv4_core::ids::StepId;
+use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
+use dsv4_core::{Event, NewRequest, Plan};
 
-use crate::driver::{Driver, counted, limits, real_geometry, sizes, tiny_geometry};
+use crate::driver::{
+    Driver, counted, drafting, ends_of, int, limits, real_geometry, request, sizes, tiny_geometry,
+};
 
 fn two() -> Limits {
     Limits { max_steps_in_flight: 2, max_num_tokens: 256, ..limits() }
@@ -28,27 +31,130 @@ fn a_prompt_goes_on_with_its_next_chunk_before_the_first_is_done() {
 }
 
 #[test]
-fn a_request_whose_next_token_is_unknown_is_left_out() {
+fn every_request_runs_in_every_step_and_takes_its_token_from_the_step_before() {
     let mut driver = Driver::roomy(two());
     let a = driver.submit(5, 9);
-    let first = driver.plan().expect("a");
-    let b = driver.submit(5, 9);
-    let second = driver.plan().expect("b alone");
-    assert_eq!((first.request_ids.as_slice(), second.request_ids.as_slice()), (&[a][..], &[b][..]));
-    driver.finish(&first, 1);
-    let third = driver.plan().expect("a alone");
-    assert_eq!(third.request_ids, [a]);
-    driver.finish(&second, 1);
-    assert_eq!(driver.plan().expect("b alone").request_ids, [b]);
+    let mut flight = driver.plan().expect("the prompt of a");
+    assert_eq!(driver.array("token_sources")[..5], [-1; 5]);
+    let b = driver.submit(3, 9);
+    for step in 0..7 {
+        let next = driver.plan().expect("everybody, before the step in flight is done");
+        assert_eq!(next.request_ids, [a, b]);
+        let (sources, ids) = (driver.array("token_sources"), driver.array("token_ids"));
+        if step == 0 {
+            assert_eq!((&sources[..4], &ids[..4]), (&[0, -1, -1, -1][..], &[0, 1, 2, 3][..]));
+        } else {
+            assert_eq!((&sources[..2], &ids[..2]), (&[0, 1][..], &[0, 0][..]));
+        }
+        assert_eq!(next.num_forwarded, if step == 0 { 1 } else { 2 });
+        assert_eq!(next.sample_positions, [step + 1, step]);
+        assert_eq!(driver.array("positions")[0], int(5 + step));
+        driver.finish(&flight, 1);
+        flight = next;
+    }
+    assert_eq!(driver.finish(&flight, 1).request_ids, [a, b]);
+    assert_eq!(driver.run(9).len(), 2);
+    driver.assert_at_rest();
 }
 
 #[test]
-fn with_nothing_to_add_there_is_no_second_step() {
+fn a_token_that_is_known_when_the_step_is_planned_is_not_forwarded() {
     let mut driver = Driver::roomy(two());
     driver.submit(5, 9);
-    driver.plan().expect("the prompt");
-    assert_eq!(driver.plan(), None);
-    assert_eq!(driver.stat("num_steps_in_flight"), 1);
+    driver.step();
+    let plan = driver.plan().expect("its token is known");
+    assert_eq!((plan.num_forwarded, driver.array("token_sources")[0]), (0, -1));
+    assert_eq!(driver.array("token_ids")[0], 7);
+}
+
+#[test]
+fn with_one_step_in_flight_nothing_is_forwarded() {
+    let mut driver = Driver::roomy(limits());
+    driver.submit(5, 9);
+    while let Some((plan, _)) = driver.step() {
+        assert_eq!(plan.num_forwarded, 0);
+        assert!(driver.array("token_sources")[..plan.num_tokens].iter().all(|&s| s == -1));
+    }
+}
+
+#[test]
+fn a_last_token_that_is_being_sampled_is_not_computed() {
+    let mut driver = Driver::roomy(two());
+    let (short, long) = (driver.submit(5, 2), driver.submit(5, 3));
+    let first = driver.plan().expect("both prompts");
+    let second = driver.plan().expect("the second tokens");
+    assert_eq!(second.request_ids, [short, long]);
+    driver.finish(&first, 1);
+    let third = driver.plan().expect("the third token of one");
+    assert_eq!(third.request_ids, [long]);
+    assert_eq!(ends_of(&driver.finish(&second, 1)), [(short, 2)]);
+    assert_eq!(driver.plan(), None, "the other ends with what is in flight");
+    assert_eq!(ends_of(&driver.finish(&third, 1)), [(long, 2)]);
+    driver.assert_at_rest();
+}
+
+/// Two steps of two requests are in flight, the second with forwarded tokens.
+fn two_of_two(limits: Limits) -> (Driver, [RequestId; 2], [Plan; 2]) {
+    let mut driver = Driver::roomy(limits);
+    let stop = NewRequest { stop_token_ids: &[9], ..request(255, 9) };
+    let ids = [0, 1].map(|_| driver.try_submit(stop.clone()).expect("accepted"));
+    let flights = [driver.plan(), driver.plan()].map(|plan| plan.expect("both"));
+    assert_eq!(flights[1].num_forwarded, 2);
+    (driver, ids, flights)
+}
+
+#[test]
+fn the_row_of_a_request_that_ended_in_the_step_before_is_nobodys() {
+    let roomy = Limits { max_num_tokens: 600, prefix_cache: true, ..two() };
+    for how in ["stop", "non-finite", "abort", "text"] {
+        let (mut driver, [a, b], [first, second]) = two_of_two(roomy.clone());
+        let (tokens, non_finite) = match how {
+            "stop" => ([9, 1], vec![]),
+            "non-finite" => ([0, 1], vec![0]),
+            _ => ([1, 1], vec![]),
+        };
+        let step = first.step_id;
+        let done = Event::StepDone { step, tokens: &tokens, non_finite: &non_finite };
+        driver.core.advance(&[done]).expect("in flight");
+        match how {
+            "abort" => assert!(driver.core.abort(a)),
+            "text" => assert_eq!(driver.core.advance(&[Event::Stopped(a)]).expect("").tokens, [-1]),
+            _ => {}
+        }
+        // Its blocks are read by the second step, in which position 255 fills its first block.
+        assert_eq!(driver.stat("full_retired"), 1, "{how}");
+        let outcome = driver.finish(&second, 5);
+        assert_eq!((outcome.request_ids, outcome.tokens), (vec![b], vec![5]), "{how}");
+        assert_eq!(driver.stat("full_retired"), 0);
+        assert_eq!(driver.stat("full_shared"), 1, "what the other computed is published");
+        driver.run(20);
+        driver.assert_at_rest();
+        assert_eq!(driver.stat("full_cached"), 1, "{how}: and nothing of the one that ended");
+    }
+}
+
+#[test]
+fn a_forwarded_row_takes_blocks_from_nobody_and_waits_for_its_token_instead() {
+    let ahead = Limits { max_steps_in_flight: 2, max_num_tokens: 20, ..limits() };
+    // 4 blocks of 8 tokens are promised to each; the fifth, for position 32, is not there.
+    let mut driver = Driver::new(tiny_geometry(), sizes(8, 30, 4), ahead);
+    let (old, young) = (driver.submit(8, 30), driver.submit(7, 30));
+    let mut flight = driver.plan().expect("both prompts");
+    while let Some(next) = driver.plan() {
+        let is_due = driver.array("seq_lens")[0] == 32;
+        driver.finish(&flight, 1);
+        flight = next;
+        if is_due {
+            break;
+        }
+    }
+    // Position 31 of the old one is in flight: position 32 is left out, the young one goes on.
+    assert_eq!(driver.stat("num_preemptions"), 0);
+    let without = driver.plan().expect("the young one");
+    assert_eq!((without.request_ids.as_slice(), driver.stat("num_preemptions")), (&[young][..], 0));
+    driver.finish(&flight, 1);
+    driver.plan();
+    assert_eq!(driver.stat("num_preemptions"), 1, "{old} knows its token, and {young} gives way");
 }
 
 #[test]
@@ -95,7 +201,7 @@ fn a_block_is_reused_only_after_the_newest_step_that_may_read_it() {
 #[test]
 fn the_token_of_a_preempted_request_still_counts() {
     let ahead = Limits { max_steps_in_flight: 2, max_num_tokens: 8, ..limits() };
-    let mut driver = Driver::new(tiny_geometry(), sizes(7, 30, 4), ahead);
+    let mut driver = Driver::new(tiny_geometry(), sizes(9, 30, 4), ahead);
     let (old, young) = (driver.submit(8, 30), driver.submit(8, 30));
     let mut told = vec![vec![], vec![]];
     let mut flights = std::collections::VecDeque::new();
@@ -119,11 +225,13 @@ fn the_token_of_a_preempted_request_still_counts() {
 
 #[test]
 fn a_preempted_request_does_not_start_again_while_its_sample_is_in_flight() {
-    let ahead = Limits { max_steps_in_flight: 2, max_num_tokens: 20, ..limits() };
-    let mut driver = Driver::new(tiny_geometry(), sizes(12, 60, 8), ahead);
-    // `old` is promised 3 blocks of 8 tokens and decodes in every other step, up to position 20.
+    // With drafts nothing is forwarded, even where the device drafts nothing.
+    let ahead =
+        Limits { max_steps_in_flight: 2, max_num_tokens: 20, max_draft_tokens: 1, ..limits() };
+    let mut driver = Driver::new(drafting(tiny_geometry()), sizes(13, 60, 8), ahead);
+    // `old` is promised 4 blocks of 8 tokens and decodes in every other step.
     let old = driver.submit(8, 40);
-    while driver.stat("full_open") + driver.stat("full_sealed") < 3 {
+    while driver.stat("full_open") + driver.stat("full_sealed") < 4 {
         driver.step().expect("it decodes");
     }
     let mut flights = std::collections::VecDeque::from([driver.plan().expect("old alone")]);

@@ -35,7 +35,7 @@ fn the_smallest_pools_that_admit_a_request_finish_it() {
         let block = geometry.block_tokens;
         for full_blocks in 1..=4 {
             for extra_swa in 0..=2 {
-                let pools = sizes(full_blocks, geometry.steady_swa_blocks() + extra_swa, 1);
+                let pools = sizes(full_blocks, geometry.steady_swa_blocks(1) + extra_swa, 1);
                 for total in [2, block - 1, block, full_blocks * block] {
                     for prompt in [1, total / 2, total - 1] {
                         let lengths = [(prompt.max(1), total - prompt.max(1))];
@@ -77,6 +77,7 @@ fn random_crowds_in_small_pools_all_end() {
             aging_steps: rng.pick(&[1, 3, 100]),
             prefix_cache: false,
             checkpoint_tokens: 0,
+            max_draft_tokens: 0,
             ..limits()
         };
         let length = |rng: &mut Rng| (rng.between(1, 30), rng.between(1, 40));

@@ -2,11 +2,13 @@
 //!
 //! Nothing outside this crate can bring such a state about; here the slot tables are overwritten.
 
+mod remote;
+
 use crate::budget::PoolSizes;
 use crate::geometry::tests::flash;
 use crate::ids::{BlockId, RequestId, StepId};
 use crate::limits::Limits;
-use crate::pool::{Pool, SlotState};
+use crate::pool::{Pool, SlotState, Why};
 use crate::{Core, Event, Finish, NewRequest, Outcome};
 
 const SIZES: PoolSizes = PoolSizes { full_blocks: 16, swa_blocks: 60, state_slots: 4 };
@@ -27,6 +29,7 @@ fn core_with(prefix_cache: bool) -> Core {
         aging_steps: 256,
         prefix_cache,
         checkpoint_tokens: 0,
+        max_draft_tokens: 0,
     };
     Core::new(flash(), &SIZES, limits).expect("legal")
 }
@@ -41,6 +44,7 @@ fn submit(core: &mut Core, prompt: usize) -> RequestId {
         priority: 0,
         cache_salt: "",
         no_cache: false,
+        transfer: None,
     };
     core.submit(new).expect("accepted")
 }
@@ -96,7 +100,7 @@ fn heals(core: &mut Core) {
 #[test]
 fn a_write_to_a_block_that_is_not_open_fails_its_request_and_nobody_else() {
     for group in 0..3 {
-        for state in [SlotState::Sealed, SlotState::Quarantined] {
+        for state in [SlotState::Sealed, SlotState::Quarantined(Why::Doubt)] {
             let mut core = core();
             let (bad, good) = (submit(&mut core, 10), submit(&mut core, 10));
             step(&mut core);

@@ -1,0 +1,36 @@
+//! Broken on purpose, as no caller can: for the tests of what a violation costs.
+
+use super::state::{Slot, SlotState, State, Why};
+use crate::ids::{BlockId, RequestId};
+
+impl State {
+    /// Breaks the newest block of `owner`.
+    pub(crate) fn overwrite(&mut self, owner: RequestId, state: SlotState) -> BlockId {
+        let held = |slot: &Slot| {
+            let is_held =
+                matches!(slot.state, SlotState::Open | SlotState::Sealed | SlotState::Incoming);
+            slot.owner == owner && is_held
+        };
+        let place = self.slots.iter().rposition(held).expect("it holds a block");
+        let id = BlockId::at(place);
+        self.enter(id, state);
+        match state {
+            SlotState::Free => self.free.push(id),
+            SlotState::Retired(step) => self.retired.push_back((step, id)),
+            _ => {}
+        }
+        id
+    }
+
+    /// Breaks some block that only the cache keeps.
+    pub(crate) fn overwrite_cached(&mut self) {
+        let is_cached = |slot: &Slot| matches!(slot.state, SlotState::Cached { .. });
+        let place = self.slots.iter().position(is_cached).expect("something is cached");
+        self.enter(BlockId::at(place), SlotState::Quarantined(Why::Doubt));
+    }
+
+    /// As if the block had been given back while its handle lives on.
+    pub(crate) fn begin_next_life(&mut self, id: BlockId) {
+        self.slots[id.place()].generation += 1;
+    }
+}

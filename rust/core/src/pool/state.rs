@@ -1,0 +1,270 @@
+//! The slot table of one group: what state every block is in, and how it gets from one to the next.
+
+use std::collections::VecDeque;
+
+use super::Counts;
+use super::remote::Remote;
+use crate::block::Role;
+use crate::error::Violation;
+use crate::ids::{BlockId, Group, RequestId, StepId};
+
+/// State of one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotState {
+    Free,
+    Open,
+    /// Its address was disclosed: its request holds it, and writers elsewhere may write it.
+    Incoming,
+    Sealed,
+    /// At least one reader.
+    Shared {
+        readers: u32,
+        keepers: u32,
+    },
+    /// At least one keeper, and no reader since that step was the newest.
+    Cached {
+        keepers: u32,
+        since: StepId,
+    },
+    Retired(StepId),
+    Quarantined(Why),
+}
+
+/// Why nobody may have a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Its request gave it up while somebody elsewhere may still write it.
+    Written,
+    /// An invariant is broken: what holds it is not known.
+    Doubt,
+}
+
+/// Half a cache line: a step looks at three of them per request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) state: SlotState,
+    /// Grows each time the block becomes free.
+    pub(super) generation: u32,
+    /// Who took it last.
+    pub(super) owner: RequestId,
+    /// Obligations of others that may write it.
+    pub(super) writers: u16,
+    /// Transfers in flight that read it.
+    pub(super) tickets: u16,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// Most writers of one block, and most transfers that read one: whoever has rooms keeps to it.
+pub const MAX_REMOTE: usize = u16::MAX as usize;
+
+/// The slot table of one group.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(super) group: Group,
+    pub(super) slots: Vec<Slot>,
+    /// Last in, first out: the block most recently used is warm in the caches of the device.
+    pub(super) free: Vec<BlockId>,
+    /// In order of the step; without those that a transfer still reads.
+    pub(super) retired: VecDeque<(StepId, BlockId)>,
+    pub(super) newest_step: StepId,
+    pub(super) counts: Counts,
+    pub(super) panics: bool,
+    pub(super) remote: Remote,
+}
+
+impl State {
+    pub(super) fn new(group: Group, capacity: usize) -> Self {
+        let owner = RequestId(0);
+        let slot = Slot { state: SlotState::Free, generation: 0, owner, writers: 0, tickets: 0 };
+        Self {
+            group,
+            slots: vec![slot; capacity],
+            free: (0..capacity).rev().map(BlockId::at).collect(),
+            retired: VecDeque::with_capacity(capacity),
+            newest_step: StepId(0),
+            counts: Counts { capacity, free: capacity, ..Counts::default() },
+            panics: false,
+            remote: Remote::default(),
+        }
+    }
+
+    /// The one place where a slot changes its state.
+    pub(super) fn enter(&mut self, id: BlockId, next: SlotState) {
+        let slot = &mut self.slots[id.place()];
+        self.counts.leave(slot.state);
+        self.counts.enter(next);
+        slot.state = next;
+    }
+
+    pub(crate) fn take(&mut self, owner: RequestId) -> Option<(BlockId, u32)> {
+        let id = self.free.pop()?;
+        self.enter(id, SlotState::Open);
+        let slot = &mut self.slots[id.place()];
+        slot.owner = owner;
+        Some((id, slot.generation))
+    }
+
+    /// Frees what no later step may read.
+    pub(super) fn reclaim(&mut self, done: StepId) {
+        while let Some(&(_, id)) = self.retired.front().filter(|(step, _)| *step <= done) {
+            self.retired.pop_front();
+            self.enter(id, SlotState::Free);
+            let slot = &mut self.slots[id.place()];
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(id);
+        }
+    }
+
+    /// What was cached for a while retires with an older step than what was read just now; what a
+    /// transfer reads waits for that as well.
+    pub(super) fn retire_at(&mut self, id: BlockId, step: StepId) {
+        self.enter(id, SlotState::Retired(step));
+        if self.slots[id.place()].tickets == 0 {
+            self.list_retired(id, step);
+        }
+    }
+
+    pub(super) fn list_retired(&mut self, id: BlockId, step: StepId) {
+        let place = match self.retired.back() {
+            Some(&(newest, _)) if newest > step => {
+                self.retired.partition_point(|&(other, _)| other <= step)
+            }
+            _ => self.retired.len(),
+        };
+        self.retired.insert(place, (step, id));
+    }
+
+    /// A hold was dropped.
+    pub(super) fn give_up(&mut self, id: BlockId, generation: u32, role: Role) {
+        let slot = self.slots[id.place()];
+        let newest = self.newest_step;
+        match (slot.state, role) {
+            _ if slot.generation != generation => {
+                self.violate(id, generation, "given up by a handle of an earlier life");
+            }
+            (SlotState::Open | SlotState::Sealed, Role::Owner)
+            | (SlotState::Shared { readers: 1, keepers: 0 }, Role::Reader) => {
+                self.retire_at(id, newest);
+            }
+            (SlotState::Shared { readers: 1, keepers }, Role::Reader) => {
+                self.enter(id, SlotState::Cached { keepers, since: newest });
+            }
+            (SlotState::Shared { readers, keepers }, Role::Reader) => {
+                self.enter(id, SlotState::Shared { readers: readers - 1, keepers });
+            }
+            (SlotState::Shared { readers, keepers: keepers @ 1.. }, Role::Keeper) => {
+                self.enter(id, SlotState::Shared { readers, keepers: keepers - 1 });
+            }
+            (SlotState::Cached { keepers: 1, since }, Role::Keeper) => self.retire_at(id, since),
+            (SlotState::Cached { keepers, since }, Role::Keeper) => {
+                self.enter(id, SlotState::Cached { keepers: keepers - 1, since });
+            }
+            (SlotState::Incoming, Role::Owner) => self.give_up_incoming(id),
+            // Found out before, when it was put there.
+            (SlotState::Quarantined(Why::Doubt), _) => {}
+            _ => {
+                self.violate(id, generation, "given up by a handle that does not hold it");
+            }
+        }
+    }
+
+    pub(crate) fn counts_mut(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    /// The check of every write: the block is open, in the life that the handle knows.
+    pub(crate) fn expect_open(&mut self, id: BlockId, generation: u32) -> Result<(), Violation> {
+        let slot = &self.slots[id.place()];
+        if slot.state == SlotState::Open && slot.generation == generation {
+            return Ok(());
+        }
+        Err(self.violate(id, generation, "to be written or sealed, and is not open"))
+    }
+
+    /// A write outside the open blocks of `owner`, as its table found it; `id` if it names a block.
+    pub(crate) fn refuse_write(&mut self, owner: RequestId, id: Option<BlockId>) -> Violation {
+        self.counts.violations += 1;
+        let violation = Violation {
+            group: self.group,
+            block: id,
+            request: owner,
+            what: "to be written, but its table has no open block there".into(),
+        };
+        assert!(!self.panics, "{violation}");
+        if let Some(id) = id {
+            self.quarantine(id);
+        }
+        violation
+    }
+
+    /// Is this block held by `owner`, as the audit of tables asks?
+    pub(crate) fn is_held(
+        &self,
+        id: BlockId,
+        generation: u32,
+        owner: RequestId,
+        state: SlotState,
+    ) -> bool {
+        let slot = &self.slots[id.place()];
+        slot.state == state && slot.generation == generation && slot.owner == owner
+    }
+
+    /// Is this block kept by the cache alone?
+    pub(crate) fn is_cached(&self, id: BlockId, generation: u32) -> bool {
+        let slot = &self.slots[id.place()];
+        matches!(slot.state, SlotState::Cached { .. }) && slot.generation == generation
+    }
+
+    /// Does this block have a reader?
+    pub(crate) fn is_shared(&self, id: BlockId, generation: u32) -> bool {
+        let slot = &self.slots[id.place()];
+        matches!(slot.state, SlotState::Shared { .. }) && slot.generation == generation
+    }
+
+    /// Counts a broken invariant and, if the handle is of the slot's present life, quarantines
+    /// the block: its state is in doubt. A handle of an earlier life has no say over the block.
+    pub(super) fn violate(&mut self, id: BlockId, generation: u32, what: &str) -> Violation {
+        let slot = self.slots[id.place()];
+        self.counts.violations += 1;
+        let violation = Violation {
+            group: self.group,
+            block: Some(id),
+            request: slot.owner,
+            what: format!(
+                "{what} ({:?}, life {} against {generation})",
+                slot.state, slot.generation
+            ),
+        };
+        assert!(!self.panics, "{violation}");
+        if slot.generation == generation {
+            self.quarantine(id);
+        }
+        violation
+    }
+
+    /// Takes the block out of whatever list it is on; linear, but this never happens.
+    fn quarantine(&mut self, id: BlockId) {
+        match self.slots[id.place()].state {
+            SlotState::Free => self.free.retain(|&other| other != id),
+            SlotState::Retired(_) => self.retired.retain(|&(_, other)| other != id),
+            _ => {}
+        }
+        self.enter(id, SlotState::Quarantined(Why::Doubt));
+    }
+
+    /// No handle is left that could be in doubt: what is quarantined for that goes back through
+    /// Retired, or waits for its writers.
+    pub(super) fn repair(&mut self) {
+        for place in 0..self.slots.len() {
+            if self.slots[place].state == SlotState::Quarantined(Why::Doubt) {
+                let (id, newest) = (BlockId::at(place), self.newest_step);
+                if self.slots[place].writers > 0 {
+                    self.enter(id, SlotState::Quarantined(Why::Written));
+                } else {
+                    self.retire_at(id, newest);
+                }
+            }
+        }
+    }
+}
