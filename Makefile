@@ -54,6 +54,9 @@ cargo-test: $(STAMPS)/venv ## run the tests of the Rust crates
 test-core: ## run 10^8 random operations of the core against its models, on all cores
 	$(CAMPAIGN)
 
+search: $(STAMPS)/venv ## search every state of the ownership and room machines, about 10^8 (minutes, up to 9 GiB)
+	cargo test --release --locked -p dsv4-core --test search -- --ignored --nocapture
+
 test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
 	OPS=$${OPS:-1e10} $(CAMPAIGN)
 
@@ -115,4 +118,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test test-core test-core-nightly asan valgrind pytest check format bench sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly search asan valgrind pytest check format bench sizes wheel test-wheel clean

@@ -338,7 +338,7 @@ class Message:
 
     join        num_tokens, hash
     want
-    offer       num_tokens, hash, num_cached_tokens, full blocks, swa blocks, state block, aux block
+    offer       num_tokens, hash, num_fences, num_cached_tokens, full blocks, swa blocks, state block, aux block
     chunk_done  chunk from 1, items, digest
     final       chunks, digest
     commit
@@ -410,8 +410,11 @@ class RoomEvent:
     def fenced(incarnation: int, evidence: str) -> RoomEvent:
         """This worker cut a peer's way in."""
     @staticmethod
-    def reconnected(incarnation: int) -> RoomEvent:
-        """A peer that lives connects anew; to be told before the new connection carries anything."""
+    def reconnected(incarnation: int, num_fences: int) -> RoomEvent:
+        """A peer that lives connects anew; to be told before the new connection carries anything.
+
+        num_fences   how often the peer has cut this worker's way in, as the handshake of the connection says
+        """
 
 @final
 class Posting:

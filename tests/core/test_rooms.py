@@ -29,7 +29,7 @@ REASONS = (
 MESSAGES = [
     Message("join", 5, 1, (600, 2**128 - 1)),
     Message("want", 5, 1),
-    Message("offer", 5, 1, (600, 3, 256, [BLOCK, (8, 0)], [BLOCK], BLOCK, BLOCK)),
+    Message("offer", 5, 1, (600, 3, 1, 256, [BLOCK, (8, 0)], [BLOCK], BLOCK, BLOCK)),
     Message("chunk_done", 5, 1, (1, 2, 2**64 - 1)),
     Message("final", 5, 1, (3, 4)),
     Message("commit", 2**63 - 1),
@@ -63,7 +63,7 @@ def test_a_message_is_made_again_from_its_parts(message: Message) -> None:
         ("abort", ("tired",)),
         ("abort", (3,)),
         ("refuse", ("cancelled",)),
-        ("offer", (600, 3, 256, [7], [], BLOCK, BLOCK)),
+        ("offer", (600, 3, 1, 256, [7], [], BLOCK, BLOCK)),
         ("chunk_done", (1, 2, 2**64)),
         ("rooms", ([(1,)],)),
     ],

@@ -165,8 +165,8 @@ impl Message {
                     let list = |all: &[Target]| all.iter().copied().map(block).collect::<Vec<_>>();
                     let (full, swa) = (list(&offer.full), list(&offer.swa));
                     let (state, aux) = (block(offer.state), block(offer.aux));
-                    let cached = offer.num_cached_tokens;
-                    (num_tokens, hash, cached, full, swa, state, aux).into_pyobject(py)
+                    let (fences, cached) = (offer.num_fences, offer.num_cached_tokens);
+                    (num_tokens, hash, fences, cached, full, swa, state, aux).into_pyobject(py)
                 }
                 Word::ChunkDone { chunk, items, digest } => {
                     (*chunk, *items, *digest).into_pyobject(py)
@@ -204,11 +204,13 @@ fn block(target: Target) -> Block {
 }
 
 fn offer(fields: &Bound<'_, PyTuple>) -> PyResult<Offer> {
-    type Fields = (u32, u128, u32, Vec<Block>, Vec<Block>, Block, Block);
-    let (num_tokens, hash, num_cached_tokens, full, swa, state, aux): Fields = fields.extract()?;
+    type Fields = (u32, u128, u32, u32, Vec<Block>, Vec<Block>, Block, Block);
+    let (num_tokens, hash, num_fences, num_cached_tokens, full, swa, state, aux): Fields =
+        fields.extract()?;
     let target = |(block, generation)| Target { block, generation };
     Ok(Offer {
         prompt: Prompt { num_tokens, hash },
+        num_fences,
         num_cached_tokens,
         full: full.into_iter().map(target).collect(),
         swa: swa.into_iter().map(target).collect(),

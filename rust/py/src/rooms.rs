@@ -148,9 +148,9 @@ impl RoomEvent {
 
     /// A peer that lives connects anew; before the new connection carries anything.
     #[staticmethod]
-    fn reconnected(incarnation: u128) -> Self {
+    fn reconnected(incarnation: u128, num_fences: u32) -> Self {
         let incarnation = Incarnation(incarnation);
-        Self(Kind::Other(dsv4_core::Event::Reconnected { incarnation }))
+        Self(Kind::Other(dsv4_core::Event::Reconnected { incarnation, num_fences }))
     }
 }
 

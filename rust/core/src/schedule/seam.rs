@@ -87,7 +87,9 @@ impl Scheduler {
             }
             Event::PeerGone { incarnation, evidence } => machines.peer_gone(incarnation, evidence),
             Event::Fenced { incarnation, evidence } => machines.fenced(incarnation, evidence),
-            Event::Reconnected { incarnation } => machines.reconnected(incarnation),
+            Event::Reconnected { incarnation, num_fences } => {
+                machines.reconnected(incarnation, num_fences)
+            }
             Event::Tick(_) => {
                 let now_us = self.now_us;
                 self.rooms.first_us.get_or_insert(now_us);
@@ -193,6 +195,7 @@ impl Scheduler {
         let (full, swa) = landing.targets();
         let offer = Offer {
             prompt: prompt(&arriving.request.tokens),
+            num_fences: 0, // the machines know
             num_cached_tokens: landing.num_cached_tokens(self.geometry.block_tokens),
             full,
             swa,
@@ -314,6 +317,7 @@ fn refused(key: RoomKey, denied: Denied) -> Error {
     match denied {
         Denied::Duplicate => Error::RoomTaken { room, what: "is in use" },
         Denied::Over(_) => Error::RoomTaken { room, what: "is over" },
+        Denied::PeerGone => Error::RoomTaken { room, what: "names a peer that is gone" },
         Denied::Full => Error::RoomsFull { room },
     }
 }

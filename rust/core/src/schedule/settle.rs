@@ -74,6 +74,8 @@ pub enum Event<'a> {
     Reconnected {
         /// Which.
         incarnation: Incarnation,
+        /// How often it has cut this worker's way in, as the handshake says.
+        num_fences: u32,
     },
     /// Microseconds of a monotonic clock.
     Tick(u64),

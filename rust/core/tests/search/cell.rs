@@ -226,7 +226,8 @@ impl Cell {
         let same_life = self.prefill_alive && self.prefill_life == attempt.between.0;
         let key = self.prefill_key(epoch);
         same_life
-            && (0..scope.ranks).any(|rank| parts.rooms.get(self.prefill[rank]).ending(key).is_none())
+            && (0..scope.ranks)
+                .any(|rank| parts.rooms.get(self.prefill[rank]).ending(key).is_none())
     }
 
     /// Somebody else got blocks: perhaps these.
@@ -246,7 +247,9 @@ impl Cell {
     ) -> Result<(), Violation> {
         let from = match rank {
             None => PeerRank { incarnation: decode_of(self.decode_life), rank: 0 },
-            Some(rank) => PeerRank { incarnation: prefill_of(self.prefill_life), rank: rank as u16 },
+            Some(rank) => {
+                PeerRank { incarnation: prefill_of(self.prefill_life), rank: rank as u16 }
+            }
         };
         for action in actions {
             match action {
@@ -361,6 +364,7 @@ pub fn offer(scope: &Scope) -> Offer {
     let target = |block| Target { block, generation: 1 };
     Offer {
         prompt: PROMPT,
+        num_fences: 0,
         num_cached_tokens: 0,
         full: (0..scope.chunks as u32).map(target).collect(),
         swa: vec![],

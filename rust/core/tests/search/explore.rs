@@ -28,7 +28,6 @@ pub struct Found {
     pub violation: Option<(Violation, usize)>,
     /// What led there.
     pub trace: Vec<String>,
-    pub set_bytes: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -121,7 +120,6 @@ impl Explorer {
             closed: stop.is_none(),
             violation,
             trace,
-            set_bytes: self.visited.bytes(),
         }
     }
 

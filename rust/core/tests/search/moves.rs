@@ -9,8 +9,8 @@ use dsv4_core::transfer::runs::{Chunk, Tail};
 use dsv4_core::transfer::sending::Phase as Sends;
 
 use crate::cell::{
-    Attempt, Bytes, Cell, End, Flight, Memory, PROMPT, Parts, Told, Violation, decode_of, lengths, new_rooms, offer,
-    prefill_of, ticket,
+    Attempt, Bytes, Cell, End, Flight, Memory, PROMPT, Parts, Told, Violation, decode_of, lengths,
+    new_rooms, offer, prefill_of, ticket,
 };
 use crate::scope::{Arm, Scope};
 
@@ -130,7 +130,8 @@ impl Cell {
                 moves.push(Move::StartPrefill(epoch, rank_name));
                 continue;
             }
-            let Some(room) = parts.rooms.get(self.prefill[rank]).sending(self.prefill_key(at)) else {
+            let Some(room) = parts.rooms.get(self.prefill[rank]).sending(self.prefill_key(at))
+            else {
                 continue;
             };
             match room.phase() {
@@ -316,7 +317,9 @@ impl Cell {
     ) -> Option<Result<Self, Violation>> {
         let dead = self.dead_life();
         let possible = match fault {
-            Fault::PrefillDies => scope.prefill_crash && self.prefill_alive && self.prefill_life == 1,
+            Fault::PrefillDies => {
+                scope.prefill_crash && self.prefill_alive && self.prefill_life == 1
+            }
             Fault::PrefillComesBack => !self.prefill_alive,
             Fault::ExitIsTold => dead.is_some() && self.told == Told::Nothing,
             Fault::ReceiverIsDestroyed => dead.is_some() && self.told == Told::Exit,
@@ -346,7 +349,8 @@ impl Cell {
                 self.prefill_alive = false;
                 let nothing = parts.rooms.number(new_rooms(scope, Side::Prefill));
                 self.prefill = [nothing; crate::cell::MOST_RANKS];
-                self.flights.retain(|flight| matches!(flight.bytes, Bytes::Posted | Bytes::Orphaned));
+                self.flights
+                    .retain(|flight| matches!(flight.bytes, Bytes::Posted | Bytes::Orphaned));
                 for flight in &mut self.flights {
                     flight.bytes = Bytes::Orphaned;
                 }
@@ -396,7 +400,7 @@ impl Cell {
                 }
                 let decode = decode_of(self.decode_life);
                 for rank in 0..scope.ranks {
-                    self.on_prefill(rank, scope, parts, |rooms| rooms.reconnected(decode))?;
+                    self.on_prefill(rank, scope, parts, |rooms| rooms.reconnected(decode, 1))?;
                 }
                 Ok(())
             }

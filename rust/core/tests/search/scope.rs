@@ -4,6 +4,7 @@ use dsv4_core::transfer::proof::Transport;
 
 /// One world.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each kind of fault")]
 pub struct Scope {
     pub name: &'static str,
     /// Requests that compete for the blocks of one decode worker.

@@ -19,10 +19,6 @@ impl Visited {
         self.len
     }
 
-    pub fn bytes(&self) -> usize {
-        self.places.len() * 16
-    }
-
     /// True if it was not there; None if there is no place for it.
     pub fn insert(&mut self, state: u128) -> Option<bool> {
         if self.len * 10 >= self.places.len() * 8 && !self.grow() {

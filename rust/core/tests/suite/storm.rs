@@ -24,6 +24,8 @@ pub struct Storm {
     flights: [VecDeque<Plan>; 2],
     /// Tickets that failed, of which everything may still arrive.
     late: Vec<Posting>,
+    /// How often D cut the way in.
+    num_fences: u32,
     /// Shown to have happened: losses, repetitions, late writes, failures, aborts in a room.
     exposed: [usize; 5],
 }
@@ -44,7 +46,9 @@ impl Storm {
         let flights = [VecDeque::new(), VecDeque::new()];
         let submitted = [vec![], vec![]];
         let locals = [vec![], vec![]];
-        Self { pair, rng, rooms: 0, submitted, locals, flights, late: vec![], exposed: [0; 5] }
+        let (late, exposed) = (vec![], [0; 5]);
+        let (rooms, num_fences) = (0, 0);
+        Self { pair, rng, rooms, submitted, locals, flights, late, num_fences, exposed }
     }
 
     fn submit(&mut self) {
@@ -194,7 +198,9 @@ impl Storm {
     fn reconnect(&mut self) {
         self.pair.mail.iter_mut().for_each(VecDeque::clear);
         let incarnation = WORKERS[D].incarnation;
-        self.pair.advance(P, Event::Reconnected { incarnation });
+        self.num_fences += 1;
+        let num_fences = self.num_fences;
+        self.pair.advance(P, Event::Reconnected { incarnation, num_fences });
         let incarnation = WORKERS[P].incarnation;
         self.pair.advance(D, Event::Fenced { incarnation, evidence: Evidence::TaskJoined });
         self.pair.mail.iter_mut().for_each(VecDeque::clear);
@@ -273,9 +279,7 @@ fn a_false_proof_lets_foreign_bytes_in() {
         for operation in 0..1500 {
             storm.operate();
             if operation % 20 == 0 {
-                let incarnation = WORKERS[P].incarnation;
-                let evidence = Evidence::TaskJoined;
-                storm.pair.advance(D, Event::Fenced { incarnation, evidence });
+                storm.reconnect(); // whatever is under way, which lands all the same
             }
         }
     }

@@ -776,3 +776,34 @@ fn a_prompt_that_differs_is_refused_by_the_prefill_side() {
     assert_eq!((pair.ends(P, p), pair.ends(D, d)), (vec![6], vec![2]));
     pair.assert_at_rest();
 }
+
+// ---- found by the exhaustive search (tests/search) ---------------------------------------------
+
+#[test]
+fn a_room_with_a_peer_that_is_known_to_be_dead_does_not_start() {
+    let mut pair = Pair::roomy(&limits());
+    let incarnation = WORKERS[P].incarnation;
+    let evidence = Some(Evidence::TaskJoined);
+    pair.advance(D, Event::PeerGone { incarnation, evidence });
+    let new = NewRequest { transfer: Some(other_side(D, 5)), ..request(600, 4) };
+    let gone = Err(Error::RoomTaken { room: 5, what: "names a peer that is gone" });
+    assert_eq!(pair.sides[D].core.submit(new), gone, "nobody would ever prove that it is done");
+    pair.assert_at_rest();
+}
+
+#[test]
+fn an_offer_from_before_the_way_in_was_cut_is_not_taken_behind_it() {
+    let (mut pair, [_, d]) = offered(&limits());
+    let stale = pair.mail[P].pop_front().expect("the offer");
+    let incarnation = WORKERS[P].incarnation;
+    pair.advance(D, Event::Fenced { incarnation, evidence: Evidence::TaskJoined });
+    assert_eq!(stats(&pair, D, "quarantined"), [0; 4], "the fence is a proof");
+    let incarnation = WORKERS[D].incarnation;
+    pair.advance(P, Event::Reconnected { incarnation, num_fences: 1 });
+    let second = pair.submit(6, 600, 4); // may get the same blocks
+    pair.hear(P, &stale);
+    pair.run();
+    assert_eq!(pair.tokens(D, second[D]), [7; 4]);
+    assert_eq!(pair.ends(D, d), [2], "it computed for itself");
+    pair.assert_at_rest();
+}
