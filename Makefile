@@ -4,6 +4,9 @@
 #   TORCH_INDEX  package index to take torch from before the rest    make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   SERVE        arguments of the server                             make serve SERVE='--port 9000'
 #   T            what pytest runs                                    make pytest T=tests/core
+#   OPS HOURS    how long a campaign lasts                           make test-core-nightly HOURS=8
+#   SIM          arguments of the simulator                           make sim SIM='--seeds 0..9999'
+#   SEED         where it begins; with LAYER and SEEDS, what alone   make test-core LAYER=facade SEED=17 SEEDS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -15,6 +18,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 SERVE ?= --host 127.0.0.1 --port 8000
 T ?= tests
+SIM ?= --hours 1 --jobs 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -24,12 +28,15 @@ STAMPS := $(VENV)/stamps
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
+CAMPAIGN := cargo test --release --locked --features dsv4-core/forged -p dsv4-core --test suite -- \
+	--exact campaign::every_operation_agrees_with_its_model --ignored --nocapture
+
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 ## ------------------------------------------------------------------ run
 
 help: ## print this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: build ## build, and serve the embedded demo model at http://127.0.0.1:8000/v1
 	$(BIN)/python -m dsv4.serve demo $(SERVE)
@@ -42,16 +49,34 @@ test: cargo-test pytest ## run every test, Rust and Python
 
 cargo-test: $(STAMPS)/venv ## run the tests of the Rust crates
 	@if command -v cargo-nextest >/dev/null; \
-	then cargo nextest run --workspace --release --locked; \
-	else cargo test --workspace --release --locked --tests; fi
+	then cargo nextest run --workspace --release --locked --features dsv4-core/forged; \
+	else cargo test --workspace --release --locked --features dsv4-core/forged --tests; fi
 	cargo test --release --locked --doc -p dsv4-core
+
+test-core: ## run 10^8 random operations of the core against its models, on all cores
+	$(CAMPAIGN)
+
+sim: $(STAMPS)/venv ## simulate workers under faults in virtual time (SIM='--seeds 0..9999 --jobs 2')
+	cargo test --release --locked -p dsv4-core --test sim -- $(SIM)
+
+search: $(STAMPS)/venv ## search every state of the ownership and room machines, about 10^8 (minutes, up to 9 GiB)
+	cargo test --release --locked -p dsv4-core --test search -- --ignored --nocapture
+
+test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
+	OPS=$${OPS:-1e10} $(CAMPAIGN)
+
+asan: build $(STAMPS)/test ## run the core and its binding under AddressSanitizer and LeakSanitizer
+	$(BIN)/python scripts/memory_check.py asan
+
+valgrind: build $(STAMPS)/test ## run the binding under valgrind's memcheck
+	$(BIN)/python scripts/memory_check.py valgrind
 
 pytest: build $(STAMPS)/test ## run the Python tests (T=path for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(T)
 
 check: build $(STAMPS)/test $(STAMPS)/lint ## lint and type-check everything, change nothing
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -98,4 +123,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test pytest check format bench sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly search sim asan valgrind pytest check format bench sizes wheel test-wheel clean

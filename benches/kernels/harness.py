@@ -1,8 +1,9 @@
 """How a kernel is timed on a GPU: graph replays over inputs that do not fit the L2 cache, at settled clocks.
 
 A case is one op at one shape: `make(i)` returns the call on the i-th set of inputs, `bytes` and `flops` what no version
-can avoid. The floor is the larger of bytes / 4.3 TB/s (a measured copy on an H200) and flops / 790 TFLOP/s (bf16). A
-peer alternates with us in the same process, replay by replay; the ratio is the median of those pairs.
+can avoid. The floor is the larger of bytes / 4.3 TB/s (a measured copy on an H200) and flops / 790 TFLOP/s (bf16), or
+the rate that the case names. A peer alternates with us in the same process, replay by replay; the ratio is the median
+of those pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 COPY_BYTES_PER_S = 4.3e12
 BF16_FLOPS = 790e12
+FP8_FLOPS = 1400e12
 TOUCHED = 200e6  # bytes of one round of calls: more than three times the L2 cache
 MOST_SETS = 96
 REPLAYS = 25
@@ -50,6 +52,7 @@ class Case:
     make: Callable[[int], Call]
     launches: int
     flops: int = 0
+    flops_per_s: float = BF16_FLOPS
     touched: int = 0
     routing: str = ""
     check: Callable[[], None] | None = None
@@ -57,7 +60,7 @@ class Case:
 
     @property
     def floor_us(self) -> float:
-        return max(self.bytes / COPY_BYTES_PER_S, self.flops / BF16_FLOPS) * 1e6
+        return max(self.bytes / COPY_BYTES_PER_S, self.flops / self.flops_per_s) * 1e6
 
     @property
     def sets(self) -> int:

@@ -12,21 +12,30 @@ from typing_extensions import Buffer
 _Int32s: TypeAlias = Buffer | NDArray[np.int32]  # before Python 3.12 checkers do not know that arrays are buffers
 
 __all__ = [
+    "Band",
     "Core",
+    "Errands",
     "Field",
     "Geometry",
     "Limits",
     "MemoryPlan",
+    "Message",
     "Outcome",
     "Plan",
     "PoolSizes",
+    "Posting",
+    "Recipe",
+    "Replay",
+    "RoomEvent",
     "StepDone",
     "Stopped",
     "Tick",
+    "Transfer",
     "__version__",
     "build_info",
     "check_sampling",
     "plan_memory",
+    "replay_trace",
 ]
 
 __version__: str
@@ -155,6 +164,45 @@ class Limits:
     def max_draft_tokens(self) -> int: ...
 
 @final
+class Band:
+    """What holds from some number of requests, running or waiting, on."""
+
+    def __new__(
+        cls, *, name: str, min_requests: int, max_num_requests: int, max_num_tokens: int, max_draft_tokens: int = 0
+    ) -> Band: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def min_requests(self) -> int: ...
+    @property
+    def max_num_requests(self) -> int: ...
+    @property
+    def max_num_tokens(self) -> int: ...
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most drafts of a request that are verified in one step."""
+
+@final
+class Recipe:
+    """Limits per concurrency; the first band holds from one request on, and none asks for more than `Limits`.
+
+    More requests switch up at once; fewer switch down after dwell_steps steps in a row that are margin_percent below
+    the band's edge. Checked by `Core`.
+    """
+
+    def __new__(
+        cls, *, name: str, bands: Sequence[Band], dwell_steps: int = 16, margin_percent: int = 25
+    ) -> Recipe: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def bands(self) -> list[Band]: ...
+    @property
+    def dwell_steps(self) -> int: ...
+    @property
+    def margin_percent(self) -> int: ...
+
+@final
 class MemoryPlan:
     """Outcome of `plan_memory`: pool sizes, their bytes, and what they serve."""
 
@@ -216,12 +264,15 @@ class Plan:
     def num_prefill_tokens(self) -> int: ...
     @property
     def num_forwarded(self) -> int:
-        """Tokens that the step before samples; `token_sources` says which sample each is, -1 that `token_ids` has it."""
+        """Tokens that the step before samples; `token_sources` says which sample each is."""
     @property
     def num_draft_tokens(self) -> int:
         """Tokens that are drafts, to be verified: the last `draft_widths[b]` of row b."""
     @property
     def max_seq_len(self) -> int: ...
+    @property
+    def band(self) -> int:
+        """Place in the recipe of the band under which the step was chosen."""
     @property
     def num_restores(self) -> int:
         """State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`."""
@@ -239,7 +290,7 @@ class Plan:
         """Request of each row, in row order."""
     @property
     def sample_request_ids(self) -> list[int]:
-        """Request of each sample, in the order of `sample_tokens`; with drafts one has several, in order of position."""
+        """Request of each sample, in the order of `sample_tokens`, in order of position."""
     @property
     def sample_positions(self) -> list[int]:
         """How many tokens the request had generated before each sample (0 for its first), drafts included."""
@@ -280,6 +331,125 @@ class Tick:
     def __new__(cls, now_us: int) -> Tick: ...
 
 @final
+class Message:
+    """What workers say to each other about rooms: a word, the room it is about, and the word's fields in order.
+
+    Blocks of the other side are (index, life of that index).
+
+    join        num_tokens, hash
+    want
+    offer       num_tokens, hash, num_fences, num_cached_tokens, full blocks, swa blocks, state block, aux block
+    chunk_done  chunk from 1, items, digest
+    final       chunks, digest
+    commit
+    abort       reason
+    abort_ack   drained
+    refuse      "unknown", "closed", "prompt_mismatch" or "busy"
+    beat        count, xor; about no room
+    rooms       list of (room, epoch); about no room
+
+    Raises ValueError or TypeError where word and fields do not match.
+    """
+
+    def __new__(cls, word: str, room: int = 0, epoch: int = 0, fields: tuple[object, ...] = ()) -> Message: ...
+    @property
+    def word(self) -> str: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def fields(self) -> tuple[object, ...]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+@final
+class Transfer:
+    """The other side of a request: computed there, or decoded, as this core's side has it.
+
+    room        0 to 2^63 - 1, the same on both sides; used once per epoch
+    peer        incarnation of the other worker, 128 bits
+    peer_ranks  ranks of it that write to this worker (None: rank 0); a prefill worker is asked by rank 0 and needs none
+    on_failure  "recompute" (here, once) or "fail"
+    """
+
+    def __new__(
+        cls,
+        *,
+        room: int,
+        peer: int,
+        epoch: int = 0,
+        peer_ranks: Sequence[int] | None = None,
+        on_failure: str = "recompute",
+    ) -> Transfer: ...
+
+@final
+class RoomEvent:
+    """Event: something happened to rooms. A key is (room, epoch, incarnation of the peer)."""
+
+    @staticmethod
+    def peer(incarnation: int, rank: int, message: Message) -> RoomEvent:
+        """A rank of a peer said something."""
+    @staticmethod
+    def ticket_ended(ticket: int, landed: bool, digest: int = 0) -> RoomEvent:
+        """A transfer has landed, or failed. digest: a sum over its items, each with its place in the prompt."""
+    @staticmethod
+    def inspected(
+        key: tuple[int, int, int],
+        *,
+        first_token: int,
+        tag: tuple[int, int, int],
+        digests: Sequence[int],
+        non_finite: bool = False,
+    ) -> RoomEvent:
+        """The answer to a check: what the aux row says, and the digest over what landed from each writing rank."""
+    @staticmethod
+    def peer_gone(incarnation: int, evidence: str | None = None) -> RoomEvent:
+        """A peer's process is gone. Without evidence that counts on this transport, quarantine stays."""
+    @staticmethod
+    def fenced(incarnation: int, evidence: str) -> RoomEvent:
+        """This worker cut a peer's way in."""
+    @staticmethod
+    def reconnected(incarnation: int, num_fences: int) -> RoomEvent:
+        """A peer that lives connects anew; to be told before the new connection carries anything.
+
+        num_fences   how often the peer has cut this worker's way in, as the handshake of the connection says
+        """
+
+@final
+class Posting:
+    """A ticket to be posted: (first block here, first block there, how many) per group, state and aux last."""
+
+    @property
+    def key(self) -> tuple[int, int, int]: ...
+    @property
+    def ticket(self) -> int: ...
+    @property
+    def full(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def swa(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def state(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def aux(self) -> list[tuple[int, int, int]]: ...
+
+@final
+class Errands:
+    """What there is to do for rooms, in this order."""
+
+    @property
+    def resets(self) -> list[tuple[str, int]]:
+        """("state", slot) and ("aux", row), to be reset before the messages are sent."""
+    @property
+    def messages(self) -> list[tuple[int, int, Message]]:
+        """Incarnation, rank, and what to say to it."""
+    @property
+    def postings(self) -> list[Posting]: ...
+    @property
+    def checks(self) -> list[tuple[int, tuple[int, int, int], int]]:
+        """Request, key and aux row of what has landed; to be answered with `RoomEvent.inspected`."""
+
+@final
 class Outcome:
     """What `advance` settled: an entry per token that counts and per request that ended without one.
 
@@ -293,13 +463,20 @@ class Outcome:
         """The token, or -1 where a request ended without one."""
     @property
     def finished(self) -> list[int]:
-        """0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation."""
+        """0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation.
+
+        6 its prompt did not come from the other side, or did not get there.
+        """
+    @property
+    def errands(self) -> Errands:
+        """What there is to do for rooms."""
 
 @final
 class Core:
     """Plan out, events in. Thread-safe; every call is short; no call blocks."""
 
-    def __new__(cls, geometry: Geometry, sizes: PoolSizes, limits: Limits) -> Core: ...
+    def __new__(cls, geometry: Geometry, sizes: PoolSizes, limits: Limits, recipe: Recipe | None = None) -> Core:
+        """All blocks are free. Without a recipe the limits hold at every concurrency. Raises ConfigError."""
     @property
     def step_fields(self) -> list[Field]:
         """The step layout: every array, its capacity and offset."""
@@ -320,12 +497,26 @@ class Core:
         priority: int = 0,
         cache_salt: str | None = None,
         no_cache: bool = False,
+        transfer: Transfer | None = None,
     ) -> int:
         """Validates and enqueues; returns the request id. Raises InvalidRequest or QueueFull, changing nothing.
 
         priority   lower is earlier; one level is worth aging_steps steps of waiting
         cache_salt shares prefixes with requests of the same salt only; at most 256 bytes
         no_cache   reads nothing of the prefix cache and leaves nothing in it
+        transfer   its other side, on a core that was told which one it is itself
+        """
+    def open_rooms(
+        self, side: str, *, transport: str, max_rooms: int, max_bytes_in_flight: int, deadline_ms: int = 300_000
+    ) -> None:
+        """From now on requests may have another side; told once, before the first of them.
+
+        side                 "prefill" or "decode"
+        transport            "in_process", "tcp", "shared_memory", "nixl_cma", "nixl_tcp" or "nixl_rdma": what counts as
+                             evidence that a writer is gone depends on it
+        max_rooms            live and remembered ones
+        max_bytes_in_flight  to one peer; a single ticket may be larger
+        deadline_ms          how long a request waits for its other side, which may never hear of the room
         """
     def plan(self, memory: _Int32s) -> Plan | None:
         """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).
@@ -334,7 +525,7 @@ class Core:
         it tells of requests that this call had to end. The memory is lent for the call alone. Raises Misuse when
         max_steps_in_flight steps are not done, EngineClosed after shutdown, BufferError for memory that does not fit.
         """
-    def advance(self, events: Sequence[StepDone | Stopped | Tick]) -> Outcome:
+    def advance(self, events: Sequence[StepDone | Stopped | RoomEvent | Tick]) -> Outcome:
         """Applies what happened, in order, or refuses all of it and changes nothing.
 
         Steps complete in the order in which they were planned. Stopped for a request that has ended is no error.
@@ -350,6 +541,7 @@ class Core:
         num_running, num_prefilling, num_waiting, num_queued_tokens, num_steps_in_flight, oldest_waiting_us
         num_preemptions    times that a running request gave its blocks back and went back to the queue
         num_stalls         times that nothing could move (0 unless a pool is broken)
+        recipe_band, num_recipe_switches   the band in force, and how often it changed
         num_violations     broken invariants found; each cost at most one request
         {full,swa,state}_{free,open,sealed,shared,cached,retired,quarantined}   blocks by state; their sum is _capacity
         {full,swa,state}_reserved   free blocks promised to requests that run
@@ -360,10 +552,43 @@ class Core:
         """
     def explain(self, request_id: int) -> str:
         """What a request is doing and, if it waits, what for: a sentence for people."""
+    def explain_recipe(self) -> str:
+        """Which band of the recipe is in force, since when and why, and when it changes: a sentence for people."""
     def audit(self) -> None:
         """Raises Violation unless every block is in exactly one place."""
+    def record(self) -> None:
+        """Records every call from now on, which must be before the first. Raises ConfigError afterwards.
+
+        A trace holds what came in, and checks of what came out: the same calls give the same plans on any machine.
+        """
+    def take_trace(self) -> bytes:
+        """The bytes of the trace since the last time; put together, they are the trace. Empty if none is made."""
     def shutdown(self) -> None:
         """Ends every request, idempotent. Afterwards submit, plan and advance raise EngineClosed; stats still works."""
+
+@final
+class Replay:
+    """What a replay found: how much was done again, and the first answer that was another."""
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that were made again, without the one that differs."""
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of these steps, prompts included."""
+    @property
+    def is_complete(self) -> bool:
+        """The last call is the shutdown: nothing is missing at the end."""
+    @property
+    def difference(self) -> str | None:
+        """The first answer that is not what the trace says, and both; None if all are the same."""
+
+def replay_trace(trace: bytes) -> Replay:
+    """Makes the calls of a trace again. Raises TraceError for bytes that are damaged, cut, or none."""
 
 def check_sampling(
     *,

@@ -62,3 +62,7 @@ class Misuse(Dsv4Error):
 
     A bug in the caller. Nothing was changed.
     """
+
+
+class TraceError(Dsv4Error):
+    """Bytes that are no trace of a core, or one that is damaged, cut, or of another version."""

@@ -11,7 +11,7 @@ Int32s = NDArray[np.int32]
 ALIGN_BYTES = 64
 
 
-def flash_geometry() -> Geometry:
+def flash_geometry(*, draft_tokens: int = 0) -> Geometry:
     """The row sizes of V4-Flash in its packed formats, over a few layers."""
     return Geometry(
         ratios=[0, 0, 4, 128, 4, 128, 4],
@@ -24,6 +24,9 @@ def flash_geometry() -> Geometry:
         c4_state_bytes=8 * 2 * 2 * 512 * 4,
         index_state_bytes=8 * 2 * 2 * 128 * 4,
         c128_state_bytes=3 * 512 * 4,
+        draft_tokens=draft_tokens,
+        hc_mult=4,
+        hidden_size=4096,
     )
 
 
@@ -36,6 +39,7 @@ def limits(
     max_queued_tokens: int = 65_536,
     vocab_size: int = 1000,
     max_steps_in_flight: int = 1,
+    max_draft_tokens: int = 0,
 ) -> Limits:
     return Limits(
         max_model_len=max_model_len,
@@ -45,12 +49,15 @@ def limits(
         max_queued_tokens=max_queued_tokens,
         vocab_size=vocab_size,
         max_steps_in_flight=max_steps_in_flight,
+        max_draft_tokens=max_draft_tokens,
     )
 
 
-def small_core(bounds: Limits | None = None, sizes: PoolSizes | None = None) -> Core:
+def small_core(
+    bounds: Limits | None = None, sizes: PoolSizes | None = None, *, geometry: Geometry | None = None
+) -> Core:
     sizes = sizes or PoolSizes(full_blocks=64, swa_blocks=128, state_slots=8)
-    return Core(flash_geometry(), sizes, bounds or limits())
+    return Core(geometry or flash_geometry(), sizes, bounds or limits())
 
 
 def aligned(num_bytes: int, *, offset_bytes: int = 0) -> Int32s:

@@ -10,7 +10,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tests.core.shapes import answer, fields_of, limits, memory_of, read, run_step, run_until_idle, small_core
+from tests.core.shapes import (
+    answer,
+    fields_of,
+    flash_geometry,
+    limits,
+    memory_of,
+    read,
+    run_step,
+    run_until_idle,
+    small_core,
+)
 
 from dsv4._core import Core, PoolSizes, StepDone, Stopped, Tick
 from dsv4.errors import ConfigError, EngineClosed, InvalidRequest, Misuse, QueueFull
@@ -38,7 +48,7 @@ def test_a_request_from_prompt_to_end() -> None:
     assert core.plan(memory) is None
 
 
-def test_the_fields_are_those_of_step_inputs_and_the_copies_of_state() -> None:
+def test_the_fields_are_those_of_step_inputs_copies_of_state_and_tokens_between_steps() -> None:
     names = [field.name for field in small_core().step_fields]
     assert names == [
         "token_ids",
@@ -61,6 +71,12 @@ def test_the_fields_are_those_of_step_inputs_and_the_copies_of_state() -> None:
         "restore_targets",
         "save_sources",
         "save_targets",
+        "token_sources",
+        "sample_starts",
+        "draft_widths",
+        "next_tokens",
+        "state_banks",
+        "bank_writes",
     ]
 
 
@@ -225,6 +241,68 @@ def test_two_steps_in_flight() -> None:
     assert outcome.tokens == [7]
 
 
+def test_a_token_that_is_being_sampled_is_planned_by_its_place() -> None:
+    core = small_core(limits(max_steps_in_flight=2))
+    memories = [memory_of(core), memory_of(core)]
+    requests = [core.submit([1, 2], max_tokens=9), core.submit([1, 2, 3], max_tokens=9)]
+    first, second = core.plan(memories[0]), core.plan(memories[1])
+    assert first is not None
+    assert second is not None
+    assert (first.num_forwarded, second.num_forwarded) == (0, 2)
+    assert second.request_ids == requests
+    assert second.sample_positions == [1, 1]
+    sources = read(memories[1], fields_of(core)["token_sources"])
+    assert sources[: second.num_tokens].tolist() == [0, 1]
+    assert core.advance([answer(first, 5)]).tokens == [5, 5]
+    assert core.advance([answer(second, 6)]).tokens == [6, 6]
+
+
+def drafting_core(width: int) -> Core:
+    return small_core(limits(max_draft_tokens=width), geometry=flash_geometry(draft_tokens=5))
+
+
+def test_drafts_are_verified_and_what_is_right_counts() -> None:
+    core = drafting_core(3)
+    memory = memory_of(core)
+    request_id = core.submit([1, 2], max_tokens=9)
+    plan = core.plan(memory)
+    assert plan is not None
+    core.advance([StepDone(plan.step_id, [7], drafts=[8, 9, -1])])
+    plan = core.plan(memory)
+    assert plan is not None
+    assert (plan.num_tokens, plan.num_samples, plan.num_draft_tokens) == (3, 3, 2)
+    assert (plan.sample_counts, plan.sample_request_ids) == ([3], [request_id] * 3)
+    assert plan.sample_positions == [1, 2, 3]
+    fields = fields_of(core)
+    assert read(memory, fields["token_ids"])[:3].tolist() == [7, 8, 9]
+    assert read(memory, fields["bank_writes"])[:3].tolist() == [0, 1, 2]
+    with pytest.raises(Misuse, match="accepts draft 9 in step 2 with token 5"):
+        core.advance([StepDone(plan.step_id, [8, 5, 6], accepted=[2])])
+    outcome = core.advance([StepDone(plan.step_id, [8, 5, 6], accepted=[1], drafts=np.array([1, 2, 3], np.int32))])
+    assert (outcome.request_ids, outcome.tokens) == ([request_id] * 2, [8, 5])
+    plan = core.plan(memory)
+    assert plan is not None
+    assert read(memory, fields["positions"])[:4].tolist() == [4, 5, 6, 7]
+    assert read(memory, fields["state_banks"])[0] == 1
+    core.advance([answer(plan)])
+    core.audit()
+
+
+def test_a_seed_is_hc_mult_times_hidden_values_and_never_hidden() -> None:
+    assert drafting_core(1).seed_shape == (8, 4 * 4096)
+    assert small_core().seed_shape[0] == 0
+    assert drafting_core(1).layout_hash != drafting_core(2).layout_hash
+
+
+def test_a_slot_with_drafts_has_rings_and_banks_for_them() -> None:
+    geometry = flash_geometry(draft_tokens=5)
+    assert (geometry.c4_ring, geometry.c128_banks) == (16, 6)
+    assert (flash_geometry().c4_ring, flash_geometry().c128_banks) == (8, 1)
+    assert geometry.state_slot_bytes == 3 * 2 * (65_536 + 16_384) + 2 * 6 * 6_144
+    with pytest.raises(ConfigError, match="max_draft_tokens is 6, and a state slot of this geometry has room for 5"):
+        small_core(limits(max_draft_tokens=6), geometry=geometry)
+
+
 def test_every_block_comes_back_and_stats_are_numbers() -> None:
     core = small_core()
     for length in (1, 63, 64, 65, 255, 256, 257, 700):
@@ -326,4 +404,5 @@ def test_a_core_goes_away_with_its_last_name() -> None:
     core.submit([1] * 300, max_tokens=5)
     core.plan(memory_of(core))
     del core
+    gc.collect()  # cores of other tests, in the frames of exceptions that were caught
     assert not [thing for thing in gc.get_objects() if type(thing) is Core]

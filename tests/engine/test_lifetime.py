@@ -248,7 +248,7 @@ def resident_bytes() -> int:
 def test_closing_drops_the_model_and_its_memory(tiny: EngineConfig) -> None:
     def cycle() -> None:
         with LLM(config=tiny) as llm:
-            runner: Any = llm._front.driver._runner
+            runner: Any = llm._front.driver._the_flights._runner
             held = [weakref.ref(runner), weakref.ref(runner._network), weakref.ref(runner._network.head)]
             pool = weakref.ref(runner._caches.layers[0].swa)
             del runner
@@ -267,7 +267,7 @@ def test_closing_drops_the_model_and_its_memory(tiny: EngineConfig) -> None:
 def test_closing_an_asynchronous_engine_drops_the_model_too(tiny: EngineConfig) -> None:
     async def work() -> list[Any]:
         async with AsyncEngine.running(tiny) as engine:
-            runner: Any = engine._front.driver._runner
+            runner: Any = engine._front.driver._the_flights._runner
             held = [weakref.ref(runner), weakref.ref(runner._network)]
             del runner
             async for _ in engine.generate("hi", SHORT):

@@ -30,6 +30,7 @@ COUNTERS = {
     "generation_tokens",
     "request_success",
     "num_preemptions",
+    "recipe_switches",
     "admission_rejections",
     "aborts",
     "corrupted_requests",
@@ -45,6 +46,7 @@ GAUGES = {
     "build_info",
     "cache_config_info",
     "config_info",
+    "recipe_info",
 }
 HISTOGRAMS = {
     "time_to_first_token_seconds": TTFT_BUCKETS,

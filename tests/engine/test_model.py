@@ -87,7 +87,7 @@ def test_without_a_seed_the_engines_seed_decides(config: EngineConfig) -> None:
 
 
 def test_logprobs_are_the_log_softmax_of_the_models_logits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner: Any = llm._front.driver._runner
+    runner: Any = llm._front.driver._the_flights._runner
     seen: list[np.ndarray[Any, Any]] = []
     real = runner._sampler.sample
 
@@ -167,7 +167,7 @@ def test_cancelled_requests_leave_the_others_as_they_are(config: EngineConfig, l
 
 def test_nan_weights_end_requests_and_not_the_engine(config: EngineConfig) -> None:
     with LLM(config=config) as llm:
-        runner: Any = llm._front.driver._runner
+        runner: Any = llm._front.driver._the_flights._runner
         runner._network.embedding[1234] = float("nan")
         good = llm.generate([3, 4, 5], SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True))[0]
         with pytest.raises(RequestFailed) as end:

@@ -15,7 +15,7 @@ from dsv4.runtime.batch import StepBuffer, views
 from dsv4.runtime.step import aligned_memory
 
 
-def core() -> Core:
+def core(*, max_steps_in_flight: int = 1) -> Core:
     geometry = Geometry(
         ratios=[0, 4, 128],
         window=128,
@@ -35,6 +35,7 @@ def core() -> Core:
         max_queued_requests=16,
         max_queued_tokens=65_536,
         vocab_size=1000,
+        max_steps_in_flight=max_steps_in_flight,
     )
     return Core(geometry, PoolSizes(full_blocks=64, swa_blocks=64, state_slots=8), limits)
 

@@ -27,7 +27,7 @@ def test_nothing_given_means_the_documented_choices() -> None:
     assert (found.device, found.dtype, found.kv_cache_dtype, found.indexer_dtype) == (
         "cpu", "bfloat16", "fp8_ds_mla", "fp4",
     )  # fmt: skip
-    recipe = recipe_of("cpu")
+    recipe = recipe_of("cpu").limits
     assert found.max_num_seqs == recipe.max_num_seqs
     assert found.max_num_batched_tokens == recipe.max_num_batched_tokens
     assert found.max_num_queued_reqs == 4 * recipe.max_num_seqs
@@ -55,9 +55,8 @@ def test_limits_that_were_half_given_fit_each_other() -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"device": "cuda"}, "GPU kernels are not written yet"),
-        ({"device": "cuda:1"}, "GPU kernels are not written yet"),
-        ({"device": "tpu"}, "device is 'tpu'; it is one of auto, cpu"),
+        ({"device": "cuda:1"}, "device is 'cuda:1'; it is one of auto, cpu, cuda"),
+        ({"device": "tpu"}, "device is 'tpu'; it is one of auto, cpu, cuda"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8'"),
         ({"indexer_dtype": "int4"}, "indexer_dtype is 'int4'"),

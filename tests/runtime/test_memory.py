@@ -44,7 +44,7 @@ def test_the_pools_take_what_the_plan_says_and_no_more_than_the_budget(total: in
 
 def test_a_small_model_takes_what_it_can_use_and_not_the_default() -> None:
     found = sized(max_num_seqs=2, max_model_len=1024, enable_prefix_caching=False)
-    assert found.total_bytes < recipe_of("cpu").kv_cache_memory_bytes // 10
+    assert found.total_bytes < recipe_of("cpu").limits.kv_cache_memory_bytes // 10
     assert found.plan.capacity(1024) == 2
     assert found.plan.sizes.state_slots == 2
     assert found.plan.sizes.full_blocks < 3 * 2 * 4  # two requests of four blocks, and what the step's windows leave

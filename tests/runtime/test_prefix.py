@@ -89,7 +89,7 @@ class Engine:
         return number
 
     def step(self) -> Plan | None:
-        plan = self.core.plan(self.runner.memory)
+        plan = self.core.plan(self.runner.memories[0])
         if plan is None:
             return None
         for number, count in zip(plan.started_request_ids, plan.started_cached_tokens, strict=True):

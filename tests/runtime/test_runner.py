@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import deque
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tests.runtime.test_batch import core
 from tests.runtime.test_choices import MODEL
 
-from dsv4._core import StepDone
+from dsv4._core import Core, Outcome, Plan, StepDone
 from dsv4.config.choices import resolve
 from dsv4.config.engine import EngineConfig
 from dsv4.model.inputs import StepInputs
@@ -54,7 +55,7 @@ def test_a_plan_becomes_tokens_of_its_requests() -> None:
     for prompt in ([3, 4, 5], [10] * 300, [7]):
         runner.begin(filled.submit(prompt, max_tokens=4), draw(prompt))
     results = []
-    while (plan := filled.plan(runner.memory)) is not None:
+    while (plan := filled.plan(runner.memories[0])) is not None:
         result = runner.run(plan)
         results.append((plan.num_tokens, plan.num_prefill_tokens, result.tokens))
         filled.advance([StepDone(plan.step_id, result.tokens, result.non_finite)])
@@ -65,6 +66,37 @@ def test_a_plan_becomes_tokens_of_its_requests() -> None:
     assert all(network.modes)
 
 
+def test_two_steps_in_flight_pass_tokens_from_one_to_the_next() -> None:
+    filled, network = core(max_steps_in_flight=2), Echo()
+    runner = ModelRunner(network, Pools(), filled, num_steps=2)  # type: ignore[arg-type]
+    for prompt in ([3, 4, 5], [10, 11], [7]):
+        runner.begin(filled.submit(prompt, max_tokens=4), draw(prompt))
+    flights: deque[Plan] = deque()
+    said: dict[int, list[int]] = {}
+    num_forwarded = 0
+    for step in range(1, 20):
+        plan = filled.plan(runner.memories[step % 2])
+        if plan is None:
+            break
+        num_forwarded += plan.num_forwarded
+        flights.append(plan)
+        if len(flights) == 2:
+            told = finish(filled, runner, flights.popleft())
+            for request_id, token in zip(told.request_ids, told.tokens, strict=True):
+                said.setdefault(request_id, []).append(token)
+    while flights:
+        told = finish(filled, runner, flights.popleft())
+        for request_id, token in zip(told.request_ids, told.tokens, strict=True):
+            said.setdefault(request_id, []).append(token)
+    assert list(said.values()) == [[6, 7, 8, 9], [12, 13, 14, 15], [8, 9, 10, 11]]
+    assert num_forwarded == 9
+
+
+def finish(filled: Core, runner: ModelRunner, plan: Plan) -> Outcome:
+    result = runner.run(plan)
+    return filled.advance([StepDone(plan.step_id, result.tokens, result.non_finite)])
+
+
 def test_closing_lets_go_of_the_network_and_the_pools() -> None:
     network, pools = Echo(), Pools()
     held: list[weakref.ref[Any]] = [weakref.ref(network), weakref.ref(pools)]
@@ -72,7 +104,7 @@ def test_closing_lets_go_of_the_network_and_the_pools() -> None:
     runner = ModelRunner(network, pools, filled)  # type: ignore[arg-type]
     del network, pools
     filled.submit([1], max_tokens=1)
-    plan = filled.plan(runner.memory)
+    plan = filled.plan(runner.memories[0])
     assert plan is not None
     runner.close()
     runner.close()
@@ -96,6 +128,6 @@ def test_a_step_computes_with_its_own_number_of_threads_and_leaves_the_hosts_alo
 
 def test_a_small_model_runs_on_one_thread_and_a_large_one_as_torch_has_it() -> None:
     settings = resolve(EngineConfig(), MODEL)
-    limit = settings.recipe.single_thread_bytes
+    limit = settings.recipe.limits.single_thread_bytes
     assert choose_threads(limit - 1, settings)[0] == 1
     assert choose_threads(limit, settings)[0] == torch.get_num_threads()

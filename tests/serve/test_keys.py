@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from tests.serve.harness import Served, serving, undisturbed
-from tests.serve.stand_in import StandIn, say_letters
+from tests.serve.stand_in import StandIn, StandInStream, say_letters
 
 from dsv4.serve.app import ROUTES
 from dsv4.serve.door import OPEN_PATHS
 from dsv4.serve.settings import ServeSettings
+from dsv4.types import Delta
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +88,35 @@ async def test_a_request_without_a_key_disturbs_nobody() -> None:
 
 async def test_without_keys_everybody_is_let_in(served: Served) -> None:
     assert (await served.get("/v1/models", headers={"authorization": "Bearer whatever"})).status_code == 200
+
+
+async def salts(settings: ServeSettings, *asked: tuple[str, str | None]) -> list[str | None]:
+    """What reaches the engine of requests with a key and a salt of their own."""
+    found: list[str | None] = []
+
+    def note(stream: StandInStream) -> list[list[Delta]]:
+        found.append(stream.cache_salt)
+        return say_letters(stream)
+
+    async with serving(StandIn(script=note), settings) as served:
+        for key, salt in asked:
+            body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "cache_salt": salt}
+            response = await served.client.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
+            assert response.status_code == 200
+    return found
+
+
+async def test_a_key_shares_prefixes_with_itself_alone_whatever_salt_is_sent() -> None:
+    first, second = KEYS
+    mine, again, narrowed, theirs, forged = await salts(
+        guarded(), (first, None), (first, None), (first, "a"), (second, None), (second, "a")
+    )
+    assert mine == again
+    assert len({mine, narrowed, theirs, forged}) == 4
+    assert first not in f"{mine}{narrowed}"
+
+
+async def test_keys_share_prefixes_when_the_operator_says_so_and_where_there_are_no_keys() -> None:
+    shared = ServeSettings(api_keys=KEYS, share_prefix_cache=True)
+    assert await salts(shared, (KEYS[0], None), (KEYS[1], None), (KEYS[1], "a")) == [None, None, "a"]
+    assert await salts(ServeSettings(), ("", None), ("", "a")) == [None, "a"]

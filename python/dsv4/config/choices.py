@@ -10,6 +10,12 @@ from dsv4.config.model import ModelConfig
 from dsv4.config.recipe import Recipe, recipe_of
 from dsv4.errors import ConfigError
 
+MOST_STEPS_IN_FLIGHT = 2
+
+Device = Literal["cpu", "cuda"]
+RECIPES = {"cpu": "cpu", "cuda": "h200"}
+"""The recipe of each device, where none is named."""
+
 Source = Literal["given", "auto", "default"]
 
 
@@ -27,13 +33,14 @@ class Choice:
 class Settings:
     """What is decided before the pools are sized; `choices` tells the same to people."""
 
-    device: Literal["cpu"]
+    device: Device
     dtype: Literal["bfloat16", "float32"]
     kv_cache_dtype: Literal["fp8_ds_mla", "bf16", "float32"]
     indexer_dtype: Literal["fp4", "fp8", "float32"]
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_queued_reqs: int
+    max_steps_in_flight: int
     recipe: Recipe
     choices: tuple[Choice, ...]
 
@@ -49,34 +56,40 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         found.append(Choice(name, str(value), "given" if taken else "auto", "as given" if taken else why))
         return value
 
-    choose("device", config.device, "cpu", "no GPU kernel is written yet", auto="auto")
+    device = cast("Device", choose("device", config.device, "cpu", "a GPU is used when it is asked for", auto="auto"))
     dtype = choose("dtype", config.dtype, "bfloat16", "what the official code computes in", auto="auto")
     kv, index = _row_formats(config)
     choose("kv_cache_dtype", config.kv_cache_dtype, kv, "follows dtype", auto="auto")
     choose("indexer_dtype", config.indexer_dtype, index, "follows dtype", auto="auto")
-    recipe = recipe_of("cpu")
+    name = cast("str", choose("recipe", config.recipe, RECIPES[device], "the device's own", auto="auto"))
+    recipe = recipe_of(name)
     tokens_given = config.max_num_batched_tokens
-    most = recipe.max_num_seqs if tokens_given is None else min(recipe.max_num_seqs, tokens_given)
+    limits = recipe.limits
+    most = limits.max_num_seqs if tokens_given is None else min(limits.max_num_seqs, tokens_given)
     seqs = choose("max_num_seqs", config.max_num_seqs, most, f"recipe {recipe.name}")
     num_seqs = cast("int", seqs)
-    budget = max(recipe.max_num_batched_tokens, num_seqs)
+    budget = max(limits.max_num_batched_tokens, num_seqs)
     tokens = choose("max_num_batched_tokens", tokens_given, budget, f"recipe {recipe.name}")
     queue = 1 if config.max_num_queued_reqs == 0 else config.max_num_queued_reqs  # every request passes through it
     queued = choose("max_num_queued_reqs", queue, 4 * num_seqs, "4 x max_num_seqs")
     num_tokens = cast("int", tokens)
+    steps = choose(
+        "max_steps_in_flight", config.max_steps_in_flight, recipe.limits.max_steps_in_flight, f"recipe {recipe.name}"
+    )
     if num_tokens < num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {num_tokens} and max_num_seqs {num_seqs}: a step needs room for one token of "
             f"every running request; raise the first or lower the second"
         )
     return Settings(
-        device="cpu",
+        device=device,
         dtype=cast("Literal['bfloat16', 'float32']", dtype),
         kv_cache_dtype=kv,
         indexer_dtype=index,
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
         max_num_queued_reqs=cast("int", queued),
+        max_steps_in_flight=cast("int", steps),
         recipe=recipe,
         choices=tuple(found),
     )
@@ -97,10 +110,8 @@ def _row_formats(
 
 
 def _check_ranges(config: EngineConfig, model: ModelConfig) -> None:
-    if config.device == "cuda" or config.device.startswith("cuda:"):
-        raise ConfigError(f"device {config.device!r}: the GPU kernels are not written yet; use 'cpu' or 'auto'")
     for name, value, allowed in (
-        ("device", config.device, ("auto", "cpu")),
+        ("device", config.device, ("auto", *_words(Device))),
         ("dtype", config.dtype, _words(Dtype)),
         ("kv_cache_dtype", config.kv_cache_dtype, _words(KvCacheDtype)),
         ("indexer_dtype", config.indexer_dtype, _words(IndexerDtype)),
@@ -114,12 +125,15 @@ def _check_ranges(config: EngineConfig, model: ModelConfig) -> None:
         ("kv_cache_memory_bytes", config.kv_cache_memory_bytes, 1),
         ("max_num_seqs", config.max_num_seqs, 1),
         ("max_num_batched_tokens", config.max_num_batched_tokens, 1),
+        ("max_steps_in_flight", config.max_steps_in_flight, 1),
         ("max_num_queued_reqs", config.max_num_queued_reqs, 0),
         ("max_num_queued_tokens", config.max_num_queued_tokens, 0),
         ("max_output_queue_items", config.max_output_queue_items, 1),
     ):
         if number is not None and number < least:
             raise ConfigError(f"{name} is {number}; it is at least {least}")
+    if config.max_steps_in_flight is not None and config.max_steps_in_flight > MOST_STEPS_IN_FLIGHT:
+        raise ConfigError(f"max_steps_in_flight is {config.max_steps_in_flight}; it is at most {MOST_STEPS_IN_FLIGHT}")
     if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
         raise ConfigError(
             f"max_model_len is {config.max_model_len}; the checkpoint's positions end at "

@@ -20,10 +20,13 @@ class EngineConfig:
     kv_cache_memory_bytes   bytes for all pools together; None: 1 GiB on the CPU
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
+    max_steps_in_flight     2: the next step is planned while one runs, and takes its tokens from there; 1: not
     max_num_queued_reqs, max_num_queued_tokens   bounds of the queue; None: 4 x max_num_seqs, 16 x max_model_len
+    recipe                  limits by device and load: a name in config/recipes, or the path of a .toml file
     enable_prefix_caching   requests reuse the KV blocks of others that began with the same tokens
     prefix_cache_retention_interval   tokens between places inside a prompt where others can start; 0: end, forks
     seed                    seeds the draws of requests that bring none, and dummy weights
+    record_trace            a file for everything that goes into the core, prompts included, to be replayed later
     """
 
     model: str = "demo"
@@ -38,8 +41,10 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_steps_in_flight: int | None = None
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
+    recipe: str = "auto"
     enable_prefix_caching: bool = True
     prefix_cache_retention_interval: int = 8192
     default_thinking: bool = True
@@ -47,4 +52,5 @@ class EngineConfig:
     allow_special_in_content: bool = False
     max_output_queue_items: int = 256
     seed: int | None = None
+    record_trace: str | None = None
     progress: bool = False

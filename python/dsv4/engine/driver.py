@@ -1,4 +1,4 @@
-"""The loop plan ─▶ run ─▶ advance, on one thread, which alone touches the core and the runner.
+"""The loop plan ─▶ run ─▶ advance, on one thread, which alone touches the core; steps may run beside it (flights).
 
     other threads ──submit, abort, ask, stop──▶ inbox ──▶ ┌─ core.plan ─▶ runner.run ─▶ core.advance ─┐
                                                           └──── deltas ◀── readers ◀── tokens ◀───────┘
@@ -30,9 +30,11 @@ from typing import TypeVar
 
 from dsv4._core import Core, Outcome, Plan, StepDone, Stopped, Tick
 from dsv4.engine.deliver import Delivery
+from dsv4.engine.flights import Flights
 from dsv4.engine.health import Progress
 from dsv4.engine.metrics import Counts
 from dsv4.engine.request import Choice, Request
+from dsv4.engine.trace import Recording
 from dsv4.errors import Dsv4Error, EngineClosed, QueueFull, RequestFailed, Violation
 from dsv4.runtime.step import Runner, StepResult
 from dsv4.types import TokenLogprob
@@ -60,13 +62,20 @@ class Driver:
     """
 
     def __init__(
-        self, core: Core, runner: Runner, counts: Counts, *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: Core,
+        runner: Runner,
+        counts: Counts,
+        *,
+        recording: Recording | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = counts
         self.progress = Progress()
         self.clock = clock
         self._core: Core | None = core
-        self._runner: Runner | None = runner
+        self._flights: Flights | None = Flights(runner)
+        self._recording = recording
         self._delivery = Delivery(counts)
         self._choices: dict[int, Choice] = {}
         self._open: dict[Request, None] = {}
@@ -76,6 +85,7 @@ class Driver:
         self._gate = threading.Lock()  # between "the inbox is closed" and "put into the inbox"
         self._accepting = True
         self._stopping = False
+        self._band = 0  # in which a core begins
         self._thread = threading.Thread(target=self._run, name="dsv4-driver", daemon=True)
 
     # ------------------------------------------------------------------ for every thread
@@ -169,10 +179,10 @@ class Driver:
         return self._core
 
     @property
-    def _the_runner(self) -> Runner:
-        if self._runner is None:
+    def _the_flights(self) -> Flights:
+        if self._flights is None:
             raise _closed()
-        return self._runner
+        return self._flights
 
     def _run(self) -> None:
         error: Dsv4Error = RequestFailed("the engine was closed", "engine_closed")
@@ -206,9 +216,11 @@ class Driver:
         """One step, if there is something to do; how long the inbox may be waited for afterwards."""
         if self._stopping:
             return 0
-        core, runner = self._the_core, self._the_runner
-        plan = core.plan(runner.memory)
-        if plan is None:
+        core, flights = self._the_core, self._the_flights
+        while flights.can_launch and (plan := core.plan(flights.memory)) is not None:
+            self._note_planned(plan)
+            flights.launch(plan)
+        if not flights:
             self.counts.stats = core.stats()
             if self._open:
                 self._apply(core.advance([self._tick()]), None)  # planning may have had to end a request
@@ -216,13 +228,16 @@ class Driver:
                 return RETRY_S
             self.progress.busy_since = None
             return None
-        self._note_planned(plan)
+        plan = flights.oldest
         try:
-            result = runner.run(plan)
+            result = flights.finish()
         except Exception as error:  # noqa: BLE001 - a bug in the model ends this step's requests, not the engine
             self._contain(core, plan, error)
         else:
             self._settle(core, plan, result)
+        flights.let_go(plan.step_id)
+        if self._recording is not None:
+            self._recording.drain()
         self.counts.step_tokens.observe(plan.num_tokens)
         self.counts.stats = core.stats()
         self.progress.last_step_at = self.clock()
@@ -248,7 +263,7 @@ class Driver:
                 )
                 self._choices[choice.core_id] = choice
                 self._unplanned[choice.core_id] = choice
-                self._the_runner.begin(choice.core_id, choice.draw)
+                self._the_flights.begin(choice.core_id, choice.draw)
         except Exception as error:  # noqa: BLE001 - all choices are taken or none is
             self._release(request)
             reason = "queue_full" if isinstance(error, QueueFull) else "invalid"
@@ -261,7 +276,10 @@ class Driver:
         future.set_result(None)
 
     def _note_planned(self, plan: Plan) -> None:
-        """Which requests run for the first time; looked at only while there are some that never ran."""
+        """Which limits are in force; which requests run for the first time, while there are some that never ran."""
+        if plan.band != self._band:
+            self._band = plan.band
+            log.info(self._the_core.explain_recipe())
         if not self._unplanned:
             return
         now = self.clock()
@@ -362,7 +380,7 @@ class Driver:
         if choice.core_id is not None:
             del self._choices[choice.core_id]
             self._unplanned.pop(choice.core_id, None)
-            self._the_runner.end(choice.core_id)
+            self._the_flights.end(choice.core_id)
 
     def _close(self, request: Request, error: Dsv4Error | None) -> None:
         """The one terminal event of a request."""
@@ -398,15 +416,17 @@ class Driver:
             request.ended = True
             del self._open[request]
             self._delivery.end(request, error, self.clock())
-        core, runner = self._the_core, self._the_runner
-        self._core = self._runner = None
+        core, flights = self._the_core, self._the_flights
+        self._core = self._flights = None
         self._choices.clear()
         self._unplanned.clear()
         self._refuse_the_rest()
         self._delivery.flush()
         self._tell_idle()
         self.progress.closed = True
-        _quietly((core.shutdown, runner.close))
+        _quietly((core.shutdown, flights.close))
+        if self._recording is not None:
+            _quietly((self._recording.close,))
 
     def _refuse_the_rest(self) -> None:
         """Commands that came too late run with a closed engine, so that no future is left unanswered."""

@@ -184,6 +184,11 @@ class AsyncEngine:
         self._front.check_usable()
         return await asyncio.wrap_future(self._front.driver.ask(lambda core: core.stats()))
 
+    async def explain_recipe(self) -> str:
+        """Which limits are in force at the present load, since when and why, and when they change."""
+        self._front.check_usable()
+        return await asyncio.wrap_future(self._front.driver.ask(lambda core: core.explain_recipe()))
+
     async def audit(self) -> None:
         """Proves that every block of the core is in exactly one place, between two steps. Raises Violation."""
         self._front.check_usable()

@@ -36,7 +36,7 @@ class Front:
         self.bounds = parts.bounds
         self.facts = parts.facts
         self.plan = parts.plan
-        self.driver = Driver(parts.core, parts.runner, Counts(parts.bounds.max_model_len))
+        self.driver = Driver(parts.core, parts.runner, Counts(parts.bounds.max_model_len), recording=parts.recording)
         self._seed = parts.seed
         self._numbers = itertools.count()
         self._pid = os.getpid()

@@ -131,6 +131,11 @@ class LLM:
         self._front.check_usable()
         return self._front.driver.ask(lambda core: core.stats()).result()
 
+    def explain_recipe(self) -> str:
+        """Which limits are in force at the present load, since when and why, and when they change."""
+        self._front.check_usable()
+        return self._front.driver.ask(lambda core: core.explain_recipe()).result()
+
     def plan(self) -> ServingPlan:
         """What the pools hold and serve: the numbers of `--dry-run`. Raises Misuse over parts that have no plan."""
         if self._front.plan is None:

@@ -122,6 +122,7 @@ class Facts:
 
     pool_blocks   blocks per group, poison blocks not counted
     pool_bytes    bytes per pool: c4, c128, index, swa and the states
+    recipe, bands name of the recipe, and of its bands in order
     """
 
     served_name: str
@@ -130,6 +131,8 @@ class Facts:
     settings: Mapping[str, str] = field(default_factory=dict)
     pool_blocks: Mapping[str, int] = field(default_factory=dict)
     pool_bytes: Mapping[str, int] = field(default_factory=dict)
+    recipe: str = "fixed"
+    bands: tuple[str, ...] = ("all",)
 
 
 _GAUGES: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
@@ -144,6 +147,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
     ("prompt_tokens_cached", "Of prompt_tokens, those found in the prefix cache", lambda c: c.prompt_tokens_cached),
     ("prefix_cache_queries", "Tokens looked for in the prefix cache", lambda c: c.stats.get("prefix_query_tokens", 0)),
     ("prefix_cache_hits", "Tokens found in the prefix cache", lambda c: c.stats.get("prefix_hit_tokens", 0)),
+    ("recipe_switches", "Changes of the recipe's band", lambda c: c.stats.get("num_recipe_switches", 0)),
     ("corrupted_requests", "Requests ended for NaN or infinite logits", lambda c: c.corrupted_requests),
 )  # fmt: skip
 _LABELLED: tuple[tuple[str, str, str, Callable[[Counts], Mapping[str, int]]], ...] = (
@@ -208,6 +212,8 @@ class EngineMetrics(Collector):
             histogram.add_metric(self._values, distribution.cumulative(), distribution.total)
             yield histogram
         yield from self._pools()
+        band = self._facts.bands[self._counts.stats.get("recipe_band", 0)]
+        yield self._info("recipe_info", "The band in force", {"recipe": self._facts.recipe, "band": band})
         yield self._info("build_info", "What runs", self._facts.build)
         yield self._info("cache_config_info", "How the pools were sized", self._facts.cache)
         yield self._info("config_info", "Settings as they were resolved", self._facts.settings)

@@ -30,12 +30,13 @@ def null_parts(
     max_queued: int = 256,
     full_blocks: int | None = None,
     max_output_items: int = 256,
+    max_steps_in_flight: int = 1,
     seed: int | None = 0,
 ) -> Parts:
     """Parts whose tokens are `next_token(draw, position)`.
 
     tokenizer     the demo's by default; ids must stay below its vocabulary
-    before_step   called on the driver's thread with every plan: a gate, a count, or a fault
+    before_step   called with every plan, on the thread that runs it: a gate, a count, or a fault
     full_blocks   None: enough for every running request to be as long as may be
     """
     tokenizer = tokenizer or Tokenizer.load(DEMO)
@@ -53,7 +54,7 @@ def null_parts(
     )
     sizes = PoolSizes(
         full_blocks=full_blocks or max_running * -(-max_model_len // 256),
-        swa_blocks=4 * max_running + -(-max_step_tokens // 64) + 4,
+        swa_blocks=4 * max_running + max_steps_in_flight * (-(-max_step_tokens // 64) + 4),
         state_slots=max_running,
     )
     limits = Limits(
@@ -63,12 +64,13 @@ def null_parts(
         max_queued_requests=max_queued,
         max_queued_tokens=max(max_model_len, max_queued * max_model_len),
         vocab_size=tokenizer.vocab_size,
+        max_steps_in_flight=max_steps_in_flight,
     )
     core = Core(geometry, sizes, limits)
     generation = "preview"
     return Parts(
         core=core,
-        runner=NullRunner(core, next_token, before_step=before_step),
+        runner=NullRunner(core, next_token, before_step=before_step, num_steps=max_steps_in_flight),
         tokenizer=tokenizer,
         render=functools.partial(
             render,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dsv4._core import Core
 from dsv4.engine.metrics import Facts
 from dsv4.engine.text import Tokenizer
+from dsv4.engine.trace import Recording
 from dsv4.runtime.step import Runner
 from dsv4.types import ChatRequest, EngineInfo, RenderedChat
 
@@ -43,6 +44,7 @@ class Parts:
     core, runner   given to the driver's thread, which shuts both down
     seed           seeds the draws of requests that bring none, together with their number; None: random
     plan           what the pools serve; None for parts that were not made from a configuration
+    recording      where the trace of the core goes, if one is made
     """
 
     core: Core
@@ -54,8 +56,11 @@ class Parts:
     seed: int | None = None
     facts: Facts = field(default_factory=lambda: Facts(served_name="none"))
     plan: ServingPlan | None = None
+    recording: Recording | None = None
 
     def close(self) -> None:
         """Lets go of everything; for parts that no engine took."""
         self.core.shutdown()
         self.runner.close()
+        if self.recording is not None:
+            self.recording.close()

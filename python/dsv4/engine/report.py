@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from dsv4._core import build_info
 from dsv4.config.engine import EngineConfig
 from dsv4.config.model import ModelConfig
+from dsv4.engine.kernels import kernel_set, told
 from dsv4.engine.metrics import Facts
 from dsv4.engine.text.render import EFFORTS
 from dsv4.types import EngineInfo
 
 if TYPE_CHECKING:
     from dsv4.runtime.start import Loaded
-
-KERNELS = "reference"
-"""The only kernel set that exists; it runs on the CPU."""
 
 DRAFTS = {
     "none": "off: the checkpoint carries no draft",
@@ -41,7 +39,7 @@ def describe(config: EngineConfig, loaded: Loaded) -> tuple[EngineInfo, Facts]:
         generation=model.generation,
         efforts=EFFORTS[model.generation],
         default_effort=default_effort,
-        fingerprint=fingerprint(loaded.weights.digest, version("dsv4"), KERNELS, numerics),
+        fingerprint=fingerprint(loaded.weights.digest, version("dsv4"), kernel_set(settings.device), numerics),
         report=tuple(_lines(config, loaded, name)),
     )
     return info, _facts(loaded, name)
@@ -59,14 +57,15 @@ def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, s
     reasons = {choice.name: f"{choice.source}: {choice.reason}" for choice in loaded.choices}
     numerics = f"{settings.dtype}, KV rows {settings.kv_cache_dtype}, index rows {settings.indexer_dtype}"
     context = f"context {limits.max_model_len} ({reasons['max_model_len']})"
-    bounds = f"{settings.max_num_seqs} running, {settings.max_num_batched_tokens} tokens a step"
+    recipe = f"recipe {settings.recipe.name} of {len(settings.recipe.bands)} bands"
+    bounds = f"{settings.max_num_seqs} running, {settings.max_num_batched_tokens} tokens a step ({recipe})"
     thinking = "on" if config.default_thinking else "off"
     return [
         ("model", f"{name} ({loaded.directory}), {_shape(model)}"),
         ("device", f"{settings.device} ({reasons['device']}), {_threads(loaded)}"),
         ("dtype", f"{numerics} ({reasons['dtype']})"),
         ("pools", f"{_pools(loaded)} ({reasons['kv_cache_memory_bytes']})"),
-        ("kernels", f"{KERNELS}: the readable CPU implementation of every op"),
+        ("kernels", told(settings.device)),
         ("limits", f"{context}, {bounds}, {limits.max_queued_requests} queued"),
         ("parsers", f"DSML tools and reasoning, generation {model.generation}, thinking {thinking} by default"),
         ("drafting", DRAFTS[model.draft]),
@@ -111,7 +110,7 @@ def _facts(loaded: Loaded, name: str) -> Facts:
     blocks = {"full": sizes.full_blocks, "swa": sizes.swa_blocks, "state": sizes.state_slots}
     return Facts(
         served_name=name,
-        build={"version": version("dsv4"), "core": build_info, "kernels": KERNELS},
+        build={"version": version("dsv4"), "core": build_info, "kernels": kernel_set(loaded.settings.device)},
         cache={
             "block_size": "256",
             "swa_block_size": "64",
@@ -125,6 +124,8 @@ def _facts(loaded: Loaded, name: str) -> Facts:
         settings={choice.name: f"{choice.value} ({choice.source})" for choice in loaded.choices},
         pool_blocks=blocks,
         pool_bytes=loaded.pool_bytes,
+        recipe=loaded.settings.recipe.name,
+        bands=tuple(band.name for band in loaded.settings.recipe.bands),
     )
 
 

@@ -15,6 +15,7 @@ from dsv4.config.model import ModelConfig
 from dsv4.engine.parts import Bounds, Parts
 from dsv4.engine.report import describe
 from dsv4.engine.text import Tokenizer, render
+from dsv4.engine.trace import Recording
 from dsv4.errors import ConfigError
 
 
@@ -66,6 +67,7 @@ def start(config: EngineConfig) -> Parts:
         seed=config.seed,
         facts=facts,
         plan=loaded.plan(),
+        recording=None if config.record_trace is None else Recording(loaded.core, config.record_trace),
     )
 
 

@@ -65,7 +65,7 @@ def judge_refused(
     """Of a budget that `size_pools` refused. Raises the refusal again if more bytes would not cure it."""
     wanted = config.max_model_len or model.max_position_embeddings
     limits = limits_of(config, settings, model, wanted)
-    total = config.kv_cache_memory_bytes or settings.recipe.kv_cache_memory_bytes
+    total = config.kv_cache_memory_bytes or settings.recipe.limits.kv_cache_memory_bytes
     useful = useful_bytes(geometry, limits)
     if total >= useful or _planned(geometry, limits, useful) is None:
         raise refusal

@@ -67,6 +67,16 @@ class StepBuffer:
         self.memory = array.data
         self._arrays = views(array, layout.step_fields)
         self._copies = copy_views(array, layout.step_fields)
+        self._sources = source_view(array, layout.step_fields)
+
+    def forward_tokens(self, plan: Plan, sampled: Sequence[int]) -> None:
+        """Writes the ids that were not known when the step was planned: `sampled` are those of the step before."""
+        if not plan.num_forwarded:
+            return
+        sources = self._sources[: plan.num_tokens]
+        forwarded = sources >= 0
+        tokens = torch.tensor(sampled, dtype=torch.int32)
+        self._arrays["token_ids"][: plan.num_tokens][forwarded] = tokens[sources[forwarded].long()]
 
     def inputs(self, plan: Plan) -> StepInputs:
         """The arrays of the step that was planned into this buffer, as tensors over the same memory."""
@@ -91,6 +101,15 @@ def copy_views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[
         return whole[:0] if field is None else whole[field.offset // 4 :][: field.shape[0]]
 
     return {when: (view(f"{when}_sources"), view(f"{when}_targets")) for when in (RESTORE, SAVE)}
+
+
+def source_view(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> Tensor:
+    """Which sample of the step before each token is, [T]; none for a layout without forwarded tokens."""
+    whole = torch.from_numpy(memory)
+    for field in step_fields:
+        if field.name == "token_sources":
+            return whole[field.offset // 4 :][: field.shape[0]]
+    return whole[:0]
 
 
 def views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[str, Tensor]:

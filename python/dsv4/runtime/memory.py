@@ -37,10 +37,10 @@ def size_pools(config: EngineConfig, settings: Settings, model: ModelConfig, num
     useful = useful_bytes(geometry, limits)
     if config.kv_cache_memory_bytes is not None:
         total, memory = config.kv_cache_memory_bytes, ("given", "as given")
-    elif useful <= settings.recipe.kv_cache_memory_bytes:
+    elif useful <= settings.recipe.limits.kv_cache_memory_bytes:
         total, memory = useful, ("auto", f"all that {settings.max_num_seqs} requests of {wanted} tokens can use")
     else:
-        total, memory = settings.recipe.kv_cache_memory_bytes, ("auto", f"recipe {settings.recipe.name}")
+        total, memory = settings.recipe.limits.kv_cache_memory_bytes, ("auto", f"recipe {settings.recipe.name}")
     plan = plan_memory(geometry, limits, total)
     length = min(wanted, plan.max_request_tokens)
     if length < wanted:
@@ -107,6 +107,7 @@ def limits_of(config: EngineConfig, settings: Settings, model: ModelConfig, max_
         vocab_size=model.vocab_size,
         prefix_cache=config.enable_prefix_caching,
         checkpoint_tokens=config.prefix_cache_retention_interval,
+        max_steps_in_flight=settings.max_steps_in_flight,
     )
 
 

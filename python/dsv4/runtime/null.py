@@ -25,21 +25,22 @@ class NullRunner:
     """Answers every plan at once with `next_token(draw, position)`; a request that asks for log-probabilities gets 0.0.
 
     before_step   called with every plan before it is answered: a gate, a count, or a fault
+    num_steps     most steps in flight
     """
 
     def __init__(
-        self, layout: Sized, next_token: NextToken, *, before_step: Callable[[Plan], None] | None = None
+        self,
+        layout: Sized,
+        next_token: NextToken,
+        *,
+        before_step: Callable[[Plan], None] | None = None,
+        num_steps: int = 1,
     ) -> None:
-        self._memory = aligned_memory(layout.step_bytes).data
+        self.memories = [aligned_memory(layout.step_bytes).data for _ in range(num_steps)]
         self._next_token = next_token
         self._before_step = before_step
         self.draws: dict[int, Draw] = {}
         self.closed = False
-
-    @property
-    def memory(self) -> memoryview:
-        """Lent to `Core.plan`."""
-        return self._memory
 
     def begin(self, request_id: int, draw: Draw) -> None:
         """A request was submitted."""

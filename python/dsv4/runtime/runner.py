@@ -42,22 +42,25 @@ def threads(num_threads: int | None) -> Iterator[None]:
 class ModelRunner:
     """Turns plans into tokens.
 
-    memory    what the core fills with the arrays of the next step
+    memories  what the core fills with the arrays of a step, one per step in flight
     network   the model; `caches` are the pools it reads and writes
     num_threads   threads of torch during a step; None leaves them as they are
     """
 
-    def __init__(self, network: Network, caches: Caches, layout: Layout, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, network: Network, caches: Caches, layout: Layout, *, num_threads: int | None = None, num_steps: int = 1
+    ) -> None:
         self._network: Network | None = network
         self._caches: Caches | None = caches
         self._num_threads = num_threads
-        self._buffer = StepBuffer(layout)
+        self._buffers = [StepBuffer(layout) for _ in range(num_steps)]
+        self._sampled: list[int] = []  # tokens of the step before
         self._sampler = Sampler()
 
     @property
-    def memory(self) -> memoryview:
-        """Lent to `Core.plan`."""
-        return self._buffer.memory
+    def memories(self) -> list[memoryview]:
+        """Lent to `Core.plan`, in turn."""
+        return [buffer.memory for buffer in self._buffers]
 
     def begin(self, request_id: int, draw: Draw) -> None:
         """A request was submitted."""
@@ -68,17 +71,23 @@ class ModelRunner:
         self._sampler.end(request_id)
 
     def run(self, plan: Plan) -> StepResult:
-        """Runs the step that was planned into `memory` and samples its rows."""
+        """Runs the step that was planned into its memory and samples its rows."""
         if self._network is None or self._caches is None:
             raise RuntimeError("the runner was closed")
+        buffer = self._buffers[plan.step_id % len(self._buffers)]
+        buffer.forward_tokens(plan, self._sampled)
+        # Should this step fail, its tokens are nobody's, but the next one names them.
+        self._sampled = [0] * plan.num_samples
         with threads(self._num_threads), torch.inference_mode():
             if plan.num_restores:
-                copy_state(self._caches, *self._buffer.copies(RESTORE, plan.num_restores))
-            logits = self._network.forward(self._buffer.inputs(plan), self._caches).logits
+                copy_state(self._caches, *buffer.copies(RESTORE, plan.num_restores))
+            logits = self._network.forward(buffer.inputs(plan), self._caches).logits
             if plan.num_saves:
-                copy_state(self._caches, *self._buffer.copies(SAVE, plan.num_saves))
+                copy_state(self._caches, *buffer.copies(SAVE, plan.num_saves))
             rows = logits.to(torch.float32).contiguous().numpy()
-        return self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)
+        result = self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)
+        self._sampled = result.tokens
+        return result
 
     def close(self) -> None:
         """Lets go of the model and of the pools."""

@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(slots=True)
-class _Said:
+class Said:
     """Ids of the prompt and of the output, each once, in growing arrays; how often each id was generated."""
 
     seen: list[int]
@@ -36,6 +36,7 @@ class _Said:
     total: int = 0
 
     def note(self, token: int) -> None:
+        """One more token was generated."""
         self.total += 1
         place = self.places.get(token)
         if place is None:
@@ -49,7 +50,7 @@ class _Said:
             self.counts[place] += 1.0
 
 
-class _Row:
+class Row:
     """One request, ready to be sampled: its parameters as arrays."""
 
     def __init__(self, draw: Draw) -> None:
@@ -63,10 +64,10 @@ class _Row:
         self.bias = np.fromiter(params.logit_bias.values(), dtype=np.float32)
         self.allowed = None if params.allowed_token_ids is None else np.unique(params.allowed_token_ids)
         self.hidden = np.array(sorted(set(draw.hidden)), dtype=np.int64)
-        self.said: _Said | None = None
+        self.said: Said | None = None
         if self.penalised:
             known = set(draw.prompt) if params.repetition_penalty != 1.0 else set()
-            self.said = _Said(sorted(known), known)
+            self.said = Said(sorted(known), known)
 
     def is_plain(self, position: int) -> bool:
         """Whether the logits are sampled from as they are."""
@@ -101,18 +102,22 @@ class Sampler:
     """Samples for any number of requests; every row is treated as if it were alone."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, Row] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def begin(self, request_id: int, draw: Draw) -> None:
         """A request that will be sampled."""
-        self._rows[request_id] = _Row(draw)
+        self._rows[request_id] = Row(draw)
 
     def end(self, request_id: int) -> None:
         """A request that will not be sampled any more; unknown ids are let through."""
         self._rows.pop(request_id, None)
+
+    def rows(self, request_ids: Sequence[int]) -> list[Row]:
+        """What each of these requests asked for and has said."""
+        return [self._rows[request_id] for request_id in request_ids]
 
     def sample(self, logits: Floats, request_ids: Sequence[int], positions: Sequence[int]) -> StepResult:
         """One token per row.
@@ -122,18 +127,20 @@ class Sampler:
         positions    [B] tokens that each had generated before
         """
         non_finite = non_finite_rows(logits)
-        rows = [self._rows[request_id] for request_id in request_ids]
+        rows = self.rows(request_ids)
         tokens = self._greedy(logits, rows, positions, set(non_finite))
         drawn = self._uniforms(rows, positions)
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
         for index, row in enumerate(rows):
             if index in non_finite:
                 tokens[index] = 0
+                if row.said is not None:
+                    row.said.note(0)  # it ends with this row, but the next step may have been planned with it
                 continue
             position = positions[index]
             if tokens[index] < 0:
                 masked = logits[index] if row.is_plain(position) else row.masked(logits[index], position)
-                tokens[index] = _token(masked, row.params, drawn.get(index))
+                tokens[index] = token_of(masked, row.params, drawn.get(index))
             if row.said is not None:
                 row.said.note(tokens[index])
             if row.params.logprobs is not None:
@@ -141,7 +148,7 @@ class Sampler:
         return StepResult(tokens, logprobs, non_finite)
 
     @staticmethod
-    def _greedy(logits: Floats, rows: list[_Row], positions: Sequence[int], bad: set[int]) -> list[int]:
+    def _greedy(logits: Floats, rows: list[Row], positions: Sequence[int], bad: set[int]) -> list[int]:
         """Tokens of the greedy rows without masks, all at once; -1 elsewhere."""
         tokens = [-1] * len(rows)
         plain = [
@@ -156,7 +163,7 @@ class Sampler:
         return tokens
 
     @staticmethod
-    def _uniforms(rows: list[_Row], positions: Sequence[int]) -> dict[int, float]:
+    def _uniforms(rows: list[Row], positions: Sequence[int]) -> dict[int, float]:
         """The random number of every row that draws, made together; each depends on its own row alone."""
         drawing = [index for index, row in enumerate(rows) if row.params.temperature > 0.0]
         if not drawing:
@@ -169,7 +176,8 @@ class Sampler:
         return dict(zip(drawing, numbers.tolist(), strict=True))
 
 
-def _token(row: Floats, params: SamplingParams, uniform: float | None) -> int:
+def token_of(row: Floats, params: SamplingParams, uniform: float | None) -> int:
+    """The token of a masked row [V]; `uniform` is its random number, None for a greedy one."""
     if uniform is None:
         return int(reference.greedy(row[None])[0])
     return reference.draw(

@@ -7,10 +7,9 @@ Everything that can be refused is refused before a weight is read.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,25 +18,17 @@ from dsv4.config.choices import Choice, Settings, resolve
 from dsv4.config.directory import resolve_model
 from dsv4.config.engine import EngineConfig
 from dsv4.config.model import ModelConfig
-from dsv4.model.checkpoint import open_checkpoint
-from dsv4.model.dummy import DummySource
+from dsv4.model.caches import Caches
 from dsv4.model.model import DeepseekV4
-from dsv4.model.numerics import Numerics
 from dsv4.runtime.memory import Sizing, allocate_pools, pool_bytes, size_pools
-from dsv4.runtime.plan import ServingPlan, Subject, numerics_of, plan_of, schema_bytes
+from dsv4.runtime.plan import ServingPlan, Subject, numerics_of, plan_of
+from dsv4.runtime.recipe import core_recipe
 from dsv4.runtime.runner import ModelRunner
+from dsv4.runtime.step import Runner
+from dsv4.runtime.weights import Weights, load_network
 
-SAMPLE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Where the weights are from: bytes in the checkpoint, seconds to load, and a digest that changes with them."""
-
-    source: str
-    num_bytes: int
-    seconds: float
-    digest: str
+if TYPE_CHECKING:
+    from dsv4.model.gpu.model import GpuDeepseekV4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +36,7 @@ class Loaded:
     """One model on one device, ready to run plans."""
 
     core: Core
-    runner: ModelRunner
+    runner: Runner
     directory: Path
     model: ModelConfig
     settings: Settings
@@ -73,13 +64,13 @@ def load(config: EngineConfig) -> Loaded:
     settings = resolve(config, model)
     numerics = numerics_of(settings)
     sizing = size_pools(config, settings, model, numerics)
-    network, weights = _load_weights(config, directory, model, numerics)
+    network, weights = load_network(config, directory, model, numerics, settings.device)
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)
-    core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits)
+    core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits, core_recipe(settings.recipe, sizing.limits))
     num_threads, threads = choose_threads(weights.num_bytes, settings)
     return Loaded(
         core=core,
-        runner=ModelRunner(network, caches, core, num_threads=num_threads),
+        runner=_runner(network, caches, core, settings, num_threads),
         directory=directory,
         model=model,
         settings=settings,
@@ -92,43 +83,24 @@ def load(config: EngineConfig) -> Loaded:
 
 def choose_threads(weights_bytes: int, settings: Settings) -> tuple[int, Choice]:
     """One thread for a small model, torch's own number for the others."""
-    if weights_bytes < settings.recipe.single_thread_bytes:
+    if weights_bytes < settings.recipe.limits.single_thread_bytes:
         return 1, Choice("num_threads", "1", "auto", f"recipe {settings.recipe.name}, for small weights")
     num_threads = torch.get_num_threads()
     return num_threads, Choice("num_threads", str(num_threads), "auto", "torch's own number")
 
 
-def _load_weights(
-    config: EngineConfig, directory: Path, model: ModelConfig, numerics: Numerics
-) -> tuple[DeepseekV4, Weights]:
-    started = time.monotonic()
-    if config.load_format == "dummy":
-        seed = config.seed or 0
-        network = DeepseekV4(model, DummySource(model, seed, drafts=False), numerics)
-        digest = hashlib.sha256(f"dummy {seed} {model}".encode()).hexdigest()
-        seconds = time.monotonic() - started
-        weights = Weights(source=f"dummy, seed {seed}", num_bytes=schema_bytes(model), seconds=seconds, digest=digest)
-        return network, weights
-    with open_checkpoint(directory, model, progress=config.progress) as source:
-        network = DeepseekV4(model, source, numerics)
-        seconds = time.monotonic() - started
-        weights = Weights(
-            source="safetensors", num_bytes=source.num_bytes, seconds=seconds, digest=checkpoint_digest(directory)
-        )
-    return network, weights
+def _runner(
+    network: DeepseekV4 | GpuDeepseekV4, caches: Caches, core: Core, settings: Settings, num_threads: int
+) -> Runner:
+    if isinstance(network, DeepseekV4):
+        return ModelRunner(network, caches, core, num_threads=num_threads, num_steps=settings.max_steps_in_flight)
+    from dsv4.runtime.gpu.runner import GpuRunner  # noqa: PLC0415 - Triton, which a CPU does without
 
-
-def checkpoint_digest(directory: Path) -> str:
-    """SHA-256 over config.json and, of every shard, its size, its first and its last mebibyte.
-
-    Enough to tell checkpoints apart, and to change with a re-quantised one; no proof against forgery.
-    """
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as shard:
-            digest.update(shard.read(SAMPLE_BYTES))
-            shard.seek(max(0, size - SAMPLE_BYTES))
-            digest.update(shard.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    return GpuRunner(
+        network,
+        caches,
+        core,
+        max_rows=settings.max_num_seqs,
+        vocab_size=network.config.vocab_size,
+        num_steps=settings.max_steps_in_flight,
+    )

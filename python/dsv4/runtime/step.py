@@ -45,14 +45,18 @@ class Draw:
 
 
 class Runner(Protocol):
-    """Runs plans; the engine's driver is its only caller, on one thread.
+    """Runs plans, one at a time and in order.
 
-    begin ─▶ [ core.plan(runner.memory) ─▶ run(plan) ] ... ─▶ end          close, once, when no step runs
+    begin ─▶ [ core.plan(memories[n % len]) ─▶ run(plan) ] ... ─▶ end      close, once, when no step runs
+
+    Where there are two memories, the next step may be planned into the other one while one runs on another thread; it
+    takes the tokens from the step before that its `token_sources` name. `begin` may be called meanwhile, and `end` for
+    a request that is in no step any more.
     """
 
     @property
-    def memory(self) -> memoryview:
-        """What the core fills with the int32 arrays of the next step; writable, aligned to 64 bytes."""
+    def memories(self) -> Sequence[memoryview]:
+        """What the core fills with the int32 arrays of step n: the one at n % len; writable, aligned to 64 bytes."""
 
     def begin(self, request_id: int, draw: Draw) -> None:
         """A request of the core that will be sampled."""
@@ -61,7 +65,7 @@ class Runner(Protocol):
         """It is over; unknown ids are let through."""
 
     def run(self, plan: Plan) -> StepResult:
-        """Runs the step that was just planned into `memory`."""
+        """Runs a step that was planned into its memory."""
 
     def close(self) -> None:
         """Lets go of the model and of all device memory; idempotent."""

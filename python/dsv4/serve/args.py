@@ -120,6 +120,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("--kv-cache-memory-bytes", "engine", size, "bytes for all KV pools together, such as 2GiB"),
     Setting("--max-num-seqs", "engine", whole, "most requests running at once"),
     Setting("--max-num-batched-tokens", "engine", whole, "token budget of one step"),
+    Setting("--max-steps-in-flight", "engine", whole, "2: plan the next step while one runs; 1: after it"),
+    Setting("--recipe", "engine", help="limits by device and load: a name, or the path of a .toml file"),
     Setting("--max-num-queued-reqs", "engine", whole_or_zero, "bound of the queue in requests"),
     Setting("--max-num-queued-tokens", "engine", whole_or_zero, "bound of the queue in tokens"),
     Setting(
@@ -136,6 +138,7 @@ SETTINGS: tuple[Setting, ...] = (
         whole_or_zero,
         "tokens between places inside a prompt where others can start; 0: its end and forks only",
     ),
+    Setting("--record-trace", "engine", help="file for everything that goes into the core, to be replayed later"),
     Setting("--seed", "engine", int, "seeds the draws of requests that bring no seed"),
     Setting("--default-thinking", "both", switch, "think when a request does not say (on, off)"),
     Setting(
@@ -160,6 +163,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("--api-key-file", "serve", help="file with one key per line", field="api_key_file"),
     Setting("--insecure", "serve", switch, "bind other addresses than loopback without a key", bare=True),
+    Setting("--share-prefix-cache", "serve", switch, "keys may reuse each other's prefixes", bare=True),
     Setting(
         "--sse-keep-alive-interval",
         "serve",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dsv4.serve.settings import ServeSettings
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
+TENANT_DIGITS = 32
+"""Hex digits of a key's digest that name its tenant: 128 bits."""
 
 
 class Door:
@@ -48,13 +50,25 @@ class Door:
 
         The probes are let in without a key, and learn no details then.
         """
-        exchange.authenticated = not self._digests or self._knows(exchange)
-        if exchange.authenticated or exchange.path in OPEN_PATHS:
+        exchange.tenant = self._tenant(exchange)
+        if exchange.tenant is not None or exchange.path in OPEN_PATHS:
             return
         message = "A valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
         raise Refusal(401, "invalid_api_key", message, headers=((b"www-authenticate", b"Bearer"),))
 
-    def _knows(self, exchange: Exchange) -> bool:
+    def salt(self, exchange: Exchange, cache_salt: str | None) -> str | None:
+        """Whose prefixes a request shares: those of its own key, narrowed by `cache_salt`.
+
+        A hit is faster than a miss, so across keys it would tell one tenant what another has asked.
+        """
+        if self.settings.share_prefix_cache or not exchange.tenant:
+            return cache_salt
+        return f"{exchange.tenant}/{cache_salt or ''}"
+
+    def _tenant(self, exchange: Exchange) -> str | None:
+        """A name for the holder of the key; "" where no key is needed, None for a key that is not known."""
+        if not self._digests:
+            return ""
         key = exchange.header(b"x-api-key")
         authorization = exchange.header(b"authorization")
         if authorization is not None:
@@ -62,7 +76,7 @@ class Door:
             key = token.strip() if scheme.lower() == b"bearer" else None
         digest = _digest(key if key is not None else b"")
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return key is not None and any(matches)
+        return digest.hex()[:TENANT_DIGITS] if key is not None and any(matches) else None
 
     def take_work(self) -> None:
         """Raises Refusal (503) when no new work may begin."""

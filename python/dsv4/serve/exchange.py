@@ -49,6 +49,7 @@ class Exchange:
 
     request_id   from X-Request-Id or drawn; echoed, and the engine's id for this request
     route        the path of the route that matched, for metrics
+    tenant       who holds the request's key, as `Door.admit` found; None: nobody that is known
     started      the response's headers are sent: an error can only be a frame from now on
     """
 
@@ -58,7 +59,7 @@ class Exchange:
         self.request_id = uuid.uuid4().hex
         self.route = "other"
         self.started = False
-        self.authenticated = False
+        self.tenant: str | None = None
         self._receive = receive
         self._send = send
         self._warnings: list[str] = []

@@ -60,7 +60,7 @@ async def ready(exchange: Exchange) -> None:
 
 async def _tell(exchange: Exchange, *, ok: bool, reason: str | None) -> None:
     body = b""
-    if exchange.authenticated:
+    if exchange.tenant is not None:
         body = encode(Status("ok") if ok else Status("unavailable", reason))
     headers = () if ok else ((b"retry-after", b"5"),)
     await exchange.reply(200 if ok else 503, body, headers=headers)

@@ -25,6 +25,7 @@ class ServeSettings:
     """Settings of one server; times in seconds, sizes in bytes.
 
     api_keys                 accepted keys; empty means that every request is let in
+    share_prefix_cache       requests of different keys may reuse each other's prefixes, which timing then tells
     shutdown_timeout_s       how long SIGTERM waits for running requests before it aborts them
     keep_alive_interval_s    silence after which a stream gets a comment line; 0 is off
     stream_interval          tokens per frame after the first; a finish is always sent at once
@@ -41,6 +42,7 @@ class ServeSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     insecure: bool = False
+    share_prefix_cache: bool = False
     shutdown_timeout_s: float = 60.0
     keep_alive_interval_s: float = 10.0
     stream_interval: int = 1

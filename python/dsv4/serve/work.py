@@ -46,8 +46,9 @@ async def opened(
         for number, prompt in enumerate(prompts):
             request_id = exchange.request_id if len(prompts) == 1 else _REAL_ID.format(exchange.request_id, number)
             priority = body.priority if body.priority is not None else 0
+            salt = exchange.door.salt(exchange, body.cache_salt)
             stream = await exchange.door.engine.open(
-                prompt, params, request_id=request_id, priority=priority, cache_salt=body.cache_salt
+                prompt, params, request_id=request_id, priority=priority, cache_salt=salt
             )
             streams.append(await stack.enter_async_context(stream))
         yield streams

@@ -56,6 +56,9 @@
 //! fn settle(block: Block<Incoming>) { let _ = block.settle(); }
 //! ```
 
+#[cfg(feature = "forged")]
+pub mod forged;
+
 use std::fmt;
 use std::marker::PhantomData;
 

@@ -68,6 +68,19 @@ impl PoolSizes {
     }
 }
 
+/// Refuses what cannot work, each alone or both together: a state slot has room for so many drafts.
+pub fn check(geometry: &Geometry, limits: &Limits) -> Result<(), Error> {
+    geometry.check()?;
+    limits.check()?;
+    let (wanted, room) = (limits.max_draft_tokens, geometry.drafts.tokens);
+    if wanted > room {
+        return Err(Error::Config(format!(
+            "max_draft_tokens is {wanted}, and a state slot of this geometry has room for {room}"
+        )));
+    }
+    Ok(())
+}
+
 /// Outcome of [`plan_memory`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -108,8 +121,7 @@ pub fn plan_memory(
     limits: &Limits,
     total_bytes: usize,
 ) -> Result<MemoryPlan, Error> {
-    geometry.check()?;
-    limits.check_with(geometry)?;
+    check(geometry, limits)?;
     let steady = steady_swa_blocks(geometry, limits);
     let bytes = Bytes::of(geometry);
     let transient =

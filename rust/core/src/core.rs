@@ -4,14 +4,15 @@
 //! give the same plans, on any machine.
 
 use crate::audit;
-use crate::budget::PoolSizes;
+use crate::budget::{self, PoolSizes};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::limits::Limits;
 use crate::metadata::StepLayout;
-use crate::pool::Pool;
+use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
+use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Next, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{
@@ -42,6 +43,8 @@ pub struct NewRequest<'a> {
     pub transfer: Option<Transfer>,
 }
 
+/// Most ranks that write to one.
+pub const MAX_PEER_RANKS: usize = 1024;
 /// Bytes of the longest salt.
 pub const MAX_SALT_BYTES: usize = 256;
 
@@ -57,8 +60,7 @@ pub struct Core {
 impl Core {
     /// A core with all blocks free.
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
-        geometry.check()?;
-        limits.check_with(&geometry)?;
+        budget::check(&geometry, &limits)?;
         sizes.check(&geometry, &limits)?;
         let divides = geometry.block_tokens % geometry.swa_block_tokens == 0;
         if limits.prefix_cache && !divides {
@@ -79,6 +81,14 @@ impl Core {
         Ok(Self { scheduler, layout, capacity, closed: false })
     }
 
+    /// From now on the limits in force are those of the recipe's bands; before, they are the core's
+    /// own at every concurrency.
+    pub fn follow(&mut self, recipe: Recipe) -> Result<(), Error> {
+        recipe.check(&self.scheduler.limits)?;
+        self.scheduler.dispatch = Dispatch::new(recipe);
+        Ok(())
+    }
+
     /// From now on a broken invariant panics with the ids, as tests want it, instead of failing
     /// one request.
     pub fn panic_on_violation(&self) {
@@ -92,8 +102,14 @@ impl Core {
         if self.scheduler.rooms.side().is_some() {
             return Err(Error::Config("a core is told its side once".into()));
         }
-        if settings.max_rooms == 0 {
-            return Err(Error::Config("max_rooms is 0; a room needs a place".into()));
+        if settings.deadline_ms == 0 {
+            return Err(Error::Config("deadline_ms is 0; no prompt comes at once".into()));
+        }
+        let max_rooms = settings.max_rooms;
+        if !(1..=MAX_REMOTE).contains(&max_rooms) {
+            return Err(Error::Config(format!(
+                "max_rooms is {max_rooms}; it must be from 1 to {MAX_REMOTE}"
+            )));
         }
         self.scheduler.rooms.open(settings);
         Ok(())
@@ -109,7 +125,7 @@ impl Core {
         &self.capacity
     }
 
-    /// Validates and enqueues.
+    /// Validates and enqueues. What has to be said to the other side, the next `advance` tells.
     pub fn submit(&mut self, new: NewRequest<'_>) -> Result<RequestId, Error> {
         self.check_open()?;
         let has = &self.capacity;
@@ -197,7 +213,8 @@ impl Core {
         self.scheduler.advance(events)
     }
 
-    /// Ends a request; false if there is none of that id any more, or never was.
+    /// Ends a request; its other side, if it has one, is told by what the next `advance` returns.
+    /// False if there is none of that id any more, or never was.
     pub fn abort(&mut self, id: RequestId) -> bool {
         self.scheduler.abort(id)
     }
@@ -219,6 +236,8 @@ impl Core {
             ("num_steps_in_flight", scheduler.flights.len()),
             ("num_preemptions", scheduler.num_preemptions),
             ("num_stalls", scheduler.num_stalls),
+            ("recipe_band", scheduler.dispatch.index()),
+            ("num_recipe_switches", scheduler.dispatch.num_switches),
             ("prefix_queries", lookups.requests),
             ("prefix_query_tokens", lookups.tokens),
             ("prefix_hit_tokens", lookups.hits),
@@ -294,6 +313,11 @@ impl Core {
         }
     }
 
+    /// Which band of the recipe is in force, why, and when it changes: a sentence for people.
+    pub fn explain_recipe(&self) -> String {
+        self.scheduler.dispatch.to_string()
+    }
+
     /// Checks that every block is in exactly one place and every request on exactly one list.
     pub fn audit(&self) -> Result<(), Error> {
         audit::audit(&self.scheduler)
@@ -320,6 +344,7 @@ impl Core {
 fn check_transfer(other: &Transfer, side: Side) -> Result<(), Error> {
     let rooms = 0..=i128::from(Room::MAX);
     validate::check_whole("room", i128::from(other.room.0), rooms, |_| "draw another".into())?;
+    validate::check_count("peer_ranks", other.peer_ranks.len(), MAX_PEER_RANKS)?;
     let mut ranks = other.peer_ranks.clone();
     ranks.sort_unstable();
     ranks.dedup();

@@ -5,6 +5,7 @@
 //! bytes, padded to a multiple.
 
 use crate::error::Error;
+use crate::ids::MOST_DRAFT_TOKENS;
 
 /// What one model needs per block, per slot and per request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +57,6 @@ pub const C4_RING: usize = 8;
 pub const C4: usize = 4;
 /// Ratio of the heavily compressed layers.
 pub const C128: usize = 128;
-/// More cannot be drafted.
-pub const MOST_DRAFT_TOKENS: usize = 15;
 
 impl Geometry {
     /// Refuses what no checkpoint of the family can have.

@@ -11,6 +11,9 @@ pub struct BlockId(NonZeroU32);
 /// Most blocks of a pool, so that slots (`block * rows + row`) fit int32 at up to 256 rows a block.
 pub const MAX_BLOCKS: usize = (i32::MAX as usize >> 8) - 1;
 
+/// Most draft tokens of one request in one step.
+pub const MOST_DRAFT_TOKENS: usize = 15;
+
 /// A count or an index as the step arrays hold it.
 pub(crate) fn int(value: usize) -> i32 {
     i32::try_from(value).expect("limits and pool sizes are checked to fit int32")

@@ -15,7 +15,8 @@
 //! 3. Only the request that holds an open block writes it; a sealed block is never written.
 //! 4. A request starts with all it needs or not at all; with nothing in flight, some request moves.
 //! 5. A call that is refused changes nothing.
-//! 6. What the prefix cache lends holds exactly the tokens that were asked for, and is never
+//! 6. A block that somebody elsewhere may write is nobody else's before that one is proved gone.
+//! 7. What the prefix cache lends holds exactly the tokens that were asked for, and is never
 //!    written again.
 #![forbid(unsafe_code)]
 
@@ -25,8 +26,8 @@ pub mod error;
 pub mod ids;
 
 pub mod geometry;
-
 pub mod limits;
+pub mod recipe;
 pub mod validate;
 
 pub mod transfer;
@@ -49,6 +50,7 @@ mod schedule;
 
 mod audit;
 pub mod core;
+pub mod trace;
 
 #[cfg(test)]
 mod violations;

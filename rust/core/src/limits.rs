@@ -1,7 +1,7 @@
 //! The largest legal step, and how much may wait. Everything is sized from these at start.
 
 use crate::error::Error;
-use crate::geometry::{Geometry, MOST_DRAFT_TOKENS};
+use crate::ids::MOST_DRAFT_TOKENS;
 
 /// Limits of one core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,18 +71,6 @@ impl Limits {
                 "max_queued_tokens is {}, less than max_model_len, {}: the longest request could \
                  never wait",
                 self.max_queued_tokens, self.max_model_len
-            )));
-        }
-        Ok(())
-    }
-
-    /// Refuses more draft tokens than state slots of this geometry have room for.
-    pub fn check_with(&self, geometry: &Geometry) -> Result<(), Error> {
-        self.check()?;
-        let (wanted, room) = (self.max_draft_tokens, geometry.drafts.tokens);
-        if wanted > room {
-            return Err(Error::Config(format!(
-                "max_draft_tokens is {wanted}, and a state slot of this geometry has room for {room}"
             )));
         }
         Ok(())

@@ -68,8 +68,9 @@ pub struct BlockTable {
     /// Blocks before this index are holes.
     first: usize,
     closed: VecDeque<Closed>,
-    /// Between the closed and the open ones; while there are any, no step names the table.
-    incoming: Vec<Block<Incoming>>,
+    /// Between the closed and the open ones; while there are any, no step names the table. Behind
+    /// a pointer, as few tables ever have some.
+    incoming: Option<Box<[Block<Incoming>]>>,
     open: VecDeque<Block<Open>>,
     /// The ids in order, ready to be copied into a step.
     row: Vec<i32>,
@@ -99,7 +100,7 @@ impl BlockTable {
             entitled,
             first,
             closed,
-            incoming: Vec::new(),
+            incoming: None,
             open: VecDeque::new(),
             row,
         }
@@ -188,22 +189,22 @@ impl BlockTable {
     /// Lets `writers` write all open blocks from now on. The table is good for nothing but dropping
     /// if that is refused.
     pub(crate) fn disclose(&mut self, writers: &[WriterKey]) -> Result<(), Violation> {
-        for block in std::mem::take(&mut self.open) {
-            let block = block.disclose(writers).map_err(|refused| refused.violation)?;
-            self.incoming.push(block);
-        }
+        let disclose = |block: Block<Open>| block.disclose(writers).map_err(|r| r.violation);
+        let incoming: Result<_, _> =
+            std::mem::take(&mut self.open).into_iter().map(disclose).collect();
+        self.incoming = Some(incoming?);
         Ok(())
     }
 
     /// The blocks that come in, as others name them.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        self.incoming.iter().map(Block::target).collect()
+        self.incoming.iter().flatten().map(Block::target).collect()
     }
 
     /// Nobody elsewhere may write any block any more: they are open. The table is good for nothing
     /// but dropping if that is refused.
     pub(crate) fn settle(&mut self) -> Result<(), Violation> {
-        for block in std::mem::take(&mut self.incoming) {
+        for block in self.incoming.take().into_iter().flatten() {
             self.open.push_back(block.settle().map_err(|refused| refused.violation)?);
         }
         Ok(())
@@ -306,7 +307,7 @@ impl BlockTable {
         start: usize,
         end: usize,
     ) -> Result<(), Violation> {
-        let closed = self.first + self.closed.len() + self.incoming.len();
+        let closed = self.first + self.closed.len();
         for index in start / self.block_tokens..end.div_ceil(self.block_tokens) {
             let block = index.checked_sub(closed).and_then(|place| self.open.get(place));
             match block {
@@ -346,7 +347,7 @@ impl BlockTable {
                 return Err(format!("request {owner}: block {id} is not what {block:?} says"));
             }
         }
-        for block in &self.incoming {
+        for block in self.incoming.iter().flatten() {
             if !state.is_held(block.id(), block.generation(), owner, SlotState::Incoming) {
                 return Err(format!("request {owner}: block {} is not Incoming", block.id()));
             }
@@ -358,7 +359,7 @@ impl BlockTable {
             }
         }
         let closed = self.closed.iter().map(Closed::id);
-        let incoming = self.incoming.iter().map(Block::id);
+        let incoming = self.incoming.iter().flatten().map(Block::id);
         let ids = closed.chain(incoming).chain(self.open.iter().map(Block::id));
         if !self.row.iter().copied().eq(ids.map(|id| int(id.get() as usize))) {
             return Err(format!("request {owner}: row {:?} is not what it holds", self.row));

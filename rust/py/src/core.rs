@@ -1,10 +1,11 @@
 //! `Core`: one lock around the core, and the interpreter released while it works.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
+use dsv4_core::trace::Recorded;
 use dsv4_core::validate::{Capacity, MAX_ENDINGS};
 use dsv4_core::{self, NewRequest};
 
@@ -14,12 +15,14 @@ use crate::guarded::Guarded;
 use crate::memory::Lent;
 use crate::numbers::{Whole, entries, prompt_ids};
 use crate::plan::{Field, Outcome, Plan};
+use crate::recipe::Recipe;
+use crate::rooms::{Transfer, settings};
 use crate::sizes::{Geometry, Limits, PoolSizes};
 
 /// Plan out, events in. Thread-safe; every call is short; no call blocks.
 #[pyclass(frozen, module = "dsv4._core")]
 pub(crate) struct Core {
-    inner: Guarded<dsv4_core::Core>,
+    inner: Guarded<Recorded>,
     layout: dsv4_core::metadata::StepLayout,
     capacity: Capacity,
 }
@@ -29,7 +32,7 @@ impl Core {
     fn call<R: Send>(
         &self,
         py: Python<'_>,
-        call: impl FnOnce(&mut dsv4_core::Core) -> Result<R, Error> + Send,
+        call: impl FnOnce(&mut Recorded) -> Result<R, Error> + Send,
     ) -> PyResult<R> {
         match py.detach(|| self.inner.with(call)) {
             Ok(answer) => answer.map_err(|e| raised(py, &e)),
@@ -41,14 +44,19 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
+    #[pyo3(signature = (geometry, sizes, limits, recipe = None))]
     fn new(
         py: Python<'_>,
         geometry: &Geometry,
         sizes: &PoolSizes,
         limits: &Limits,
+        recipe: Option<&Recipe>,
     ) -> PyResult<Self> {
-        let core = dsv4_core::Core::new(geometry.0.clone(), &sizes.0, limits.0.clone());
-        let core = core.map_err(|e| raised(py, &e))?;
+        let core = Recorded::new(geometry.0.clone(), &sizes.0, limits.0.clone());
+        let mut core = core.map_err(|e| raised(py, &e))?;
+        if let Some(Recipe(recipe)) = recipe {
+            core.follow(recipe.clone()).map_err(|e| raised(py, &e))?;
+        }
         let (layout, capacity) = (core.layout().clone(), *core.capacity());
         Ok(Self { inner: Guarded::new(core), layout, capacity })
     }
@@ -79,8 +87,8 @@ impl Core {
     /// Validates and enqueues; returns the request id. Raises `InvalidRequest` or `QueueFull`, changing nothing.
     #[pyo3(
         signature = (prompt, *, max_tokens, min_tokens = None, stop_token_ids = None, priority = None,
-            cache_salt = None, no_cache = false),
-        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0, cache_salt=None, no_cache=False)"
+            cache_salt = None, no_cache = false, transfer = None),
+        text_signature = "($self, prompt, *, max_tokens, min_tokens=0, stop_token_ids=(), priority=0, cache_salt=None, no_cache=False, transfer=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are the request's fields, by keyword")]
     fn submit(
@@ -93,6 +101,7 @@ impl Core {
         priority: Option<Whole>,
         cache_salt: Option<&str>,
         no_cache: bool,
+        transfer: Option<&Transfer>,
     ) -> PyResult<u64> {
         let prompt = prompt_ids(prompt, &self.capacity)?;
         let stop_token_ids = stop_token_ids.map(|list| {
@@ -108,9 +117,24 @@ impl Core {
             priority: or_zero(priority),
             cache_salt: cache_salt.unwrap_or_default(),
             no_cache,
-            transfer: None,
+            transfer: transfer.map(|other| other.0.clone()),
         };
         self.call(py, |core| core.submit(new)).map(|id| id.0)
+    }
+
+    /// From now on requests may have another side; told once, before the first of them.
+    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight, deadline_ms = 300_000))]
+    fn open_rooms(
+        &self,
+        py: Python<'_>,
+        side: &str,
+        transport: &str,
+        max_rooms: usize,
+        max_bytes_in_flight: u64,
+        deadline_ms: u64,
+    ) -> PyResult<()> {
+        let settings = settings(side, transport, max_rooms, max_bytes_in_flight, deadline_ms)?;
+        self.call(py, |core| core.open_rooms(&settings))
     }
 
     /// Decides the next step and fills `memory` (writable, contiguous, at least `step_bytes`, aligned to 64).
@@ -151,9 +175,25 @@ impl Core {
         self.call(py, |core| Ok(core.explain(RequestId(request_id))))
     }
 
+    /// Which band of the recipe is in force, why, and when it changes.
+    fn explain_recipe(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, |core| Ok(core.explain_recipe()))
+    }
+
     /// Raises Violation unless every block is in exactly one place.
     fn audit(&self, py: Python<'_>) -> PyResult<()> {
         self.call(py, |core| core.audit())
+    }
+
+    /// Records every call from now on, which must be before the first. Raises `ConfigError` afterwards.
+    fn record(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, Recorded::record)
+    }
+
+    /// The bytes of the trace that came since the last time; put together, they are the trace.
+    fn take_trace<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.call(py, |core| Ok(core.take_trace()))?;
+        Ok(PyBytes::new(py, &bytes))
     }
 
     /// Ends every request; idempotent. `submit`, `plan` and `advance` raise `EngineClosed` afterwards.

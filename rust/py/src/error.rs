@@ -6,6 +6,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use dsv4_core::error::Error;
+use dsv4_core::trace::TraceError;
 use dsv4_core::validate::Invalid;
 
 use crate::guarded::Lost;
@@ -15,6 +16,7 @@ static QUEUE_FULL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static CONFIG_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static ENGINE_CLOSED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static MISUSE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static TRACE_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static VIOLATION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
 /// `InvalidRequest` with its field and code.
@@ -27,7 +29,11 @@ pub(crate) fn refused(py: Python<'_>, invalid: &Invalid) -> PyErr {
 pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
     let (class, name) = match error {
         Error::Invalid(invalid) => return refused(py, invalid),
-        Error::QueueFull { .. } => (&QUEUE_FULL, "QueueFull"),
+        Error::RoomTaken { .. } => {
+            let arguments = (error.to_string(), "room", "invalid_value");
+            return raise(py, &INVALID_REQUEST, "InvalidRequest", arguments);
+        }
+        Error::QueueFull { .. } | Error::RoomsFull { .. } => (&QUEUE_FULL, "QueueFull"),
         Error::Config(_) => (&CONFIG_ERROR, "ConfigError"),
         Error::Closed => (&ENGINE_CLOSED, "EngineClosed"),
         Error::Audit(_) => (&VIOLATION, "Violation"),
@@ -41,9 +47,15 @@ pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
         | Error::TooManyAccepted { .. }
         | Error::NotTheDraft { .. }
         | Error::UnknownRequest(_)
+        | Error::NoRooms
         | Error::MemoryTooSmall { .. } => (&MISUSE, "Misuse"),
     };
     raise(py, class, name, (error.to_string(),))
+}
+
+/// `TraceError`, with how far the trace was good.
+pub(crate) fn damaged(py: Python<'_>, error: &TraceError) -> PyErr {
+    raise(py, &TRACE_ERROR, "TraceError", (error.to_string(),))
 }
 
 /// The exception of a call that found no core.

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use dsv4_core::ids::{RequestId, StepId};
 
 use crate::numbers::int32s;
+use crate::rooms::RoomEvent;
 
 /// Event: a step completed. tokens[i] belongs to sample i of that plan; `non_finite` lists samples with NaN or inf.
 /// With drafts, `accepted` counts those that are right and `drafts` are the next ones.
@@ -71,6 +72,7 @@ pub(crate) enum Event {
     StepDone(Py<StepDone>),
     Stopped(RequestId),
     Tick(u64),
+    Room(Py<RoomEvent>),
 }
 
 impl Event {
@@ -81,9 +83,13 @@ impl Event {
             Ok(Self::Stopped(stopped.get().0))
         } else if let Ok(tick) = object.cast::<Tick>() {
             Ok(Self::Tick(tick.get().0))
+        } else if let Ok(event) = object.cast::<RoomEvent>() {
+            Ok(Self::Room(event.clone().unbind()))
         } else {
             let kind = object.get_type().qualname()?;
-            Err(PyTypeError::new_err(format!("{kind} is no event; pass StepDone, Stopped or Tick")))
+            Err(PyTypeError::new_err(format!(
+                "{kind} is no event; pass StepDone, Stopped, RoomEvent or Tick"
+            )))
         }
     }
 
@@ -97,6 +103,7 @@ impl Event {
             }
             Self::Stopped(id) => dsv4_core::Event::Stopped(*id),
             Self::Tick(now_us) => dsv4_core::Event::Tick(*now_us),
+            Self::Room(event) => event.get().borrow(),
         }
     }
 }

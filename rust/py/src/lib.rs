@@ -5,10 +5,14 @@ mod error;
 mod event;
 mod guarded;
 mod memory;
+mod message;
 mod numbers;
 mod plan;
+mod recipe;
+mod rooms;
 mod sampling;
 mod sizes;
+mod trace;
 
 use pyo3::prelude::*;
 
@@ -22,11 +26,19 @@ mod _core {
     #[pymodule_export]
     use crate::event::{StepDone, Stopped, Tick};
     #[pymodule_export]
+    use crate::message::Message;
+    #[pymodule_export]
     use crate::plan::{Field, Outcome, Plan};
+    #[pymodule_export]
+    use crate::recipe::{Band, Recipe};
+    #[pymodule_export]
+    use crate::rooms::{Errands, Posting, RoomEvent, Transfer};
     #[pymodule_export]
     use crate::sampling::check_sampling;
     #[pymodule_export]
     use crate::sizes::{Geometry, Limits, MemoryPlan, PoolSizes, plan_memory};
+    #[pymodule_export]
+    use crate::trace::{Replay, replay_trace};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

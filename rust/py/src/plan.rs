@@ -6,6 +6,8 @@ use pyo3::types::PyTuple;
 use dsv4_core::ids::RequestId;
 use dsv4_core::{self, metadata};
 
+use crate::rooms::Errands;
+
 /// One array of a step inside the lent buffer.
 #[pyclass(frozen, module = "dsv4._core")]
 pub(crate) struct Field(pub(crate) metadata::Field);
@@ -87,6 +89,12 @@ impl Plan {
         self.0.max_seq_len
     }
 
+    /// Place in the recipe of the band under which the step was chosen.
+    #[getter]
+    fn band(&self) -> usize {
+        self.0.band
+    }
+
     /// State slots to copy before the step's kernels, from `restore_sources` to `restore_targets`.
     #[getter]
     fn num_restores(&self) -> usize {
@@ -153,10 +161,17 @@ impl Outcome {
         self.0.tokens.clone()
     }
 
-    /// 0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation.
+    /// 0 goes on, 1 stop token, 2 length, 3 stopped by the text layer, 4 non-finite logits, 5 violation,
+    /// 6 its prompt did not come, or did not get there.
     #[getter]
     fn finished(&self) -> Vec<u32> {
         self.0.finished.iter().map(|&code| u32::from(code)).collect() // a list, where u8 makes bytes
+    }
+
+    /// What there is to do for rooms.
+    #[getter]
+    fn errands(&self) -> Errands {
+        Errands(self.0.errands.clone())
     }
 }
 

@@ -39,6 +39,7 @@ use crate::error::{Error, Violation};
 use crate::ids::{BlockId, Group, MAX_BLOCKS, RequestId, StepId};
 use crate::transfer::ids::{Ticket, WriterKey};
 pub use counts::Counts;
+pub use state::MAX_REMOTE;
 use state::Slot;
 #[cfg(test)]
 pub(crate) use state::Why;

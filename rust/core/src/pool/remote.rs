@@ -135,7 +135,7 @@ impl State {
 
     /// Ledger and slots agree, and nobody elsewhere touches what another may have.
     pub(super) fn audit_remote(&self) -> Result<(), String> {
-        let mut owed = vec![(0, 0); self.slots.len()];
+        let mut owed = vec![(0_u16, 0_u16); self.slots.len()];
         for &(id, _) in self.remote.writers.values().flatten() {
             owed[id.place()].0 += 1;
         }

@@ -39,6 +39,7 @@ pub(crate) enum Why {
     Doubt,
 }
 
+/// Half a cache line: a step looks at three of them per request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) state: SlotState,
@@ -47,10 +48,15 @@ pub(super) struct Slot {
     /// Who took it last.
     pub(super) owner: RequestId,
     /// Obligations of others that may write it.
-    pub(super) writers: u32,
+    pub(super) writers: u16,
     /// Transfers in flight that read it.
-    pub(super) tickets: u32,
+    pub(super) tickets: u16,
 }
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// Most writers of one block, and most transfers that read one: whoever has rooms keeps to it.
+pub const MAX_REMOTE: usize = u16::MAX as usize;
 
 /// The slot table of one group.
 #[derive(Debug)]
@@ -156,7 +162,7 @@ impl State {
             }
             (SlotState::Incoming, Role::Owner) => self.give_up_incoming(id),
             // Found out before, when it was put there.
-            (SlotState::Quarantined(_), _) => {}
+            (SlotState::Quarantined(Why::Doubt), _) => {}
             _ => {
                 self.violate(id, generation, "given up by a handle that does not hold it");
             }

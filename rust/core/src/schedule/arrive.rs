@@ -16,45 +16,46 @@ impl Scheduler {
     /// As with requests that start, one that does not fit may be overtaken for `aging_steps` steps;
     /// then everybody behind waits, those in the queue as well.
     pub(super) fn land_waiting(&mut self) {
-        if self.rooms.wanted.is_empty() {
-            return;
-        }
         let overdue = self.overdue_in_queue();
-        let mut num_blocked = 0;
         self.rooms.overdue = None;
-        let wanted: Vec<(Rank, RequestId)> =
-            self.rooms.wanted.iter().map(|(&r, &i)| (r, i)).collect();
-        for (rank, id) in wanted {
-            if num_blocked > LOOK_AHEAD || overdue.is_some_and(|first| first < rank) {
+        let mut after = None;
+        let mut num_blocked = 0;
+        while num_blocked <= LOOK_AHEAD && self.rooms.overdue.is_none() {
+            let Some((rank, id)) = self.rooms.wanted_after(after) else { return };
+            if overdue.is_some_and(|first| first < rank) {
                 return;
             }
-            let Some(mut arriving) = self.rooms.arriving.remove(&id) else { continue };
-            let landed = self.land(&mut arriving.request, &arriving.writers);
-            let is_landed = landed.is_ok();
-            match landed {
-                Ok(landing) => {
-                    arriving.landing = Some(landing);
-                    self.rooms.wanted.remove(&rank);
-                }
-                Err(refused) => {
-                    if let NoLanding::Wait(wait) = refused {
-                        arriving.waits_for = Some(wait);
-                    }
-                    num_blocked += 1;
-                    let since = *arriving.blocked_since.get_or_insert(self.newest);
-                    if self.is_overdue(since) {
-                        self.rooms.overdue = Some(rank);
-                    }
-                }
-            }
-            self.rooms.arriving.insert(id, arriving);
-            if is_landed {
-                self.offer(id);
-            }
-            if self.rooms.overdue.is_some() {
-                return;
+            after = Some(rank);
+            if !self.try_to_land(rank, id) {
+                num_blocked += 1;
             }
         }
+    }
+
+    fn try_to_land(&mut self, rank: Rank, id: RequestId) -> bool {
+        let Some(mut arriving) = self.rooms.arriving.remove(&id) else { return false };
+        let landed = self.land(&mut arriving.request, &arriving.writers);
+        let is_landed = landed.is_ok();
+        match landed {
+            Ok(landing) => {
+                arriving.landing = Some(landing);
+                self.rooms.wanted.remove(&rank);
+            }
+            Err(refused) => {
+                if let NoLanding::Wait(wait) = refused {
+                    arriving.waits_for = Some(wait);
+                }
+                let since = *arriving.blocked_since.get_or_insert(self.newest);
+                if self.is_overdue(since) {
+                    self.rooms.overdue = Some(rank);
+                }
+            }
+        }
+        self.rooms.arriving.insert(id, arriving);
+        if is_landed {
+            self.offer(id);
+        }
+        is_landed
     }
 
     fn is_overdue(&self, since: StepId) -> bool {

@@ -20,7 +20,7 @@ impl Scheduler {
     ///
     /// Drafts take what is left when every running request has had a token.
     pub(super) fn choose_decodes(&mut self) -> usize {
-        let max_num_tokens = self.limits.max_num_tokens;
+        let max_num_tokens = self.dispatch.band().max_num_tokens;
         let mut drafts_left = max_num_tokens.saturating_sub(self.running.len());
         let mut budget = max_num_tokens;
         let mut index = 0;
@@ -44,7 +44,7 @@ impl Scheduler {
                 Room::Made => {
                     let num_drafts = self.choose_drafts(place, start, drafts_left);
                     let (len, num_samples) = (1 + num_drafts, 1 + num_drafts);
-                    (drafts_left, budget) = (drafts_left - num_drafts, budget - len);
+                    (drafts_left, budget) = (drafts_left - num_drafts, budget.saturating_sub(len));
                     self.chosen.push(Row { place, id, start, len, num_samples, source });
                 }
                 Room::Later => {}
@@ -59,7 +59,8 @@ impl Scheduler {
     fn choose_drafts(&mut self, place: Place, start: usize, drafts_left: usize) -> usize {
         let Phase::Decoding(decoding) = self.requests.at(place) else { return 0 };
         let output = decoding.active.request.output_left();
-        let most = decoding.drafts.len().min(self.limits.max_draft_tokens).min(drafts_left);
+        let max_draft_tokens = self.dispatch.band().max_draft_tokens;
+        let most = decoding.drafts.len().min(max_draft_tokens).min(drafts_left);
         let wanted = most.min(output.saturating_sub(1));
         if wanted == 0 || self.find_room_ahead(place, start + 1 + wanted) == Room::Made {
             return wanted;

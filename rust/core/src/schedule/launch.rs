@@ -21,6 +21,8 @@ pub struct Plan {
     pub num_forwarded: usize,
     pub num_draft_tokens: usize,
     pub max_seq_len: usize,
+    /// Place of the recipe's band under which the step was chosen.
+    pub band: usize,
     /// State slots to copy before the step's kernels, and after them.
     pub num_restores: usize,
     pub num_saves: usize,
@@ -41,6 +43,7 @@ pub struct Plan {
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
     pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+        self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
             self.choose(); // without those that failed
@@ -154,22 +157,25 @@ impl Scheduler {
         plan.num_c4 = arrays.num_c4();
         plan.num_c128 = arrays.num_c128();
         plan.max_seq_len = arrays.max_seq_len;
+        plan.band = self.dispatch.index();
         plan
     }
 
     /// The positions of `row` are in flight: the window slides, and after its last chunk a
     /// request decodes.
     fn move_on(&mut self, row: &Row, step: StepId, sample: usize) {
-        // The window is sent with one position more than the next token sees.
-        let tail = usize::from(self.rooms.departs(row.id));
         let phase = self.requests.at_mut(row.place);
+        let mut is_sent = false;
         if let Phase::Decoding(decoding) = phase {
             decoding.plan(step, sample);
         } else if let Phase::Prefilling(prefilling) = self.requests.take(row.place) {
+            is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
-            let start = self.geometry.window_start(active.planned).saturating_sub(tail);
+            // What is sent behind a whole prompt begins a position before what its next token sees.
+            let start = self.geometry.window_start(active.planned);
+            let start = start.saturating_sub(usize::from(is_sent));
             active.slide(start, step, &self.geometry);
         }
     }

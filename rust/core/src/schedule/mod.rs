@@ -8,6 +8,9 @@
 //! 4. what was chosen is checked, written into the arrays, and is in flight (`launch`).
 //!
 //! Events come in afterwards and settle what was in flight, oldest first (`settle`).
+//!
+//! Requests with another side are outside of this as long as that side has to act: `rooms` and `seam`
+//! say how, `receive` and `arrive` are one side of it, `turns`, `send` and `outbox` the other.
 
 mod arrive;
 mod decode;
@@ -21,6 +24,7 @@ mod rooms;
 mod seam;
 mod send;
 mod settle;
+mod turns;
 
 use std::collections::VecDeque;
 
@@ -39,6 +43,7 @@ use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
+use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
 use crate::transfer::message::Reason;
 
@@ -46,6 +51,7 @@ use crate::transfer::message::Reason;
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) limits: Limits,
+    pub(crate) dispatch: Dispatch,
     pub(crate) geometry: Geometry,
     ratios: Vec<usize>,
     pub(crate) pools: Pools,
@@ -127,6 +133,7 @@ impl Scheduler {
             ratios: geometry.ratios_in_use(),
             chosen: Vec::with_capacity(most_rows),
             running: Vec::with_capacity(most_rows),
+            dispatch: Dispatch::new(Recipe::fixed(&limits)),
             limits,
             geometry,
             requests: Requests::default(),

@@ -39,7 +39,7 @@ impl Scheduler {
         let mut num_blocked = 0;
         while budget > 0
             && num_blocked <= LOOK_AHEAD
-            && self.running.len() < self.limits.max_num_requests
+            && self.running.len() < self.dispatch.band().max_num_requests
         {
             let Some((rank, place)) = self.queue.next_after(after) else { return };
             if self.rooms.is_held_back(rank) {

@@ -82,6 +82,7 @@ impl Scheduler {
         request: &mut Request,
         writers: &[WriterKey],
     ) -> Result<Landing, NoLanding> {
+        self.may_land()?;
         let found = self.prefix.find_blocks(&mut request.sharing, &request.tokens);
         match self.land_behind(request, writers, &found) {
             // A broken block of the cache costs a hit and no request.
@@ -126,7 +127,7 @@ impl Scheduler {
 
     /// Evicts what is in the way of a landing; changes nothing else.
     fn room_to_land(&mut self, request: &Request, found: &Found) -> Result<(), Wait> {
-        self.check_landing(request, found.num_hit())?;
+        self.check_lives(request, found.num_hit())?;
         let (num_tokens, output) = (request.tokens.len(), request.output_left());
         let need = self.pools.need_landing(num_tokens, output, found.num_hit());
         let (pools, none) = (&self.pools, Found::default());
@@ -142,19 +143,20 @@ impl Scheduler {
         Ok(())
     }
 
-    /// May anything land now, as far as proofs and those that run are concerned?
-    fn check_landing(&self, request: &Request, num_hit: usize) -> Result<(), Wait> {
+    /// May anything land now? Not while too much waits for proofs, nor without a slot and a row.
+    fn may_land(&self) -> Result<(), Wait> {
         for (group, pool) in self.pools.each() {
             let counts = pool.counts();
             let most = counts.capacity / QUARANTINE_SHARE;
             if counts.quarantined > most {
                 return Err(Wait { group, needs: counts.quarantined, has: most });
             }
+            let is_one = matches!(group, Group::State | Group::Aux);
+            if is_one && counts.free + counts.cached == 0 {
+                return Err(Wait { group, needs: 1, has: 0 });
+            }
         }
-        if self.pools.aux.counts().free == 0 {
-            return Err(Wait { group: Group::Aux, needs: 1, has: 0 });
-        }
-        self.check_lives(request, num_hit)
+        Ok(())
     }
 
     /// With all others preempted, can each that runs still finish beside all that land?

@@ -9,10 +9,12 @@
 //! Requests are here, outside the queue and the running list, as long as the other side has to act.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::outbox::{Outbox, Posting};
 use super::receive::{Arriving, Landing};
 use super::send::Departing;
+use super::turns::Turns;
 use crate::ids::{BlockId, Group, RequestId};
 use crate::request::{Decoding, Rank, Request};
 use crate::transfer::action::Oddity;
@@ -55,6 +57,9 @@ pub struct RoomSettings {
     pub max_rooms: usize,
     /// Most bytes on their way to one peer; a single ticket may be larger.
     pub max_bytes_in_flight: u64,
+    /// How long a request waits for its other side, from its submission on: a peer that lives may
+    /// still never hear of a room.
+    pub deadline_ms: u64,
 }
 
 /// To be reset in this worker's memory before the messages of the same outcome are sent.
@@ -109,12 +114,14 @@ pub(crate) struct Rooms {
     pub(super) seats: BTreeMap<Rank, Decoding>,
     /// Their tokens are generated elsewhere.
     pub(super) departing: BTreeMap<RequestId, Departing>,
-    /// Those of them that have not asked for a place, in the order in which they will.
-    pub(super) parked: BTreeMap<Rank, RequestId>,
+    pub(super) turns: Turns,
     pub(super) by_key: BTreeMap<RoomKey, RequestId>,
     /// None: this worker has no rooms.
     pub(super) machines: Option<Machines>,
     pub(super) outbox: Outbox,
+    deadline_us: u64,
+    /// When it was told the time first.
+    pub(super) first_us: Option<u64>,
     /// Up to when the machines were told the time.
     pub(super) counted_us: Option<u64>,
     last_ticket: u64,
@@ -126,9 +133,11 @@ pub(crate) struct Rooms {
 impl Rooms {
     /// From now on this worker has rooms.
     pub(crate) fn open(&mut self, settings: &RoomSettings) {
-        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight } = *settings;
+        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight, deadline_ms } =
+            *settings;
         self.machines = Some(Machines::new(side, transport, timing, max_rooms));
         self.outbox = Outbox::new(max_bytes_in_flight);
+        self.deadline_us = deadline_ms.saturating_mul(1000);
     }
 
     pub(crate) fn side(&self) -> Option<Side> {
@@ -146,6 +155,24 @@ impl Rooms {
         if arriving.landing.is_none() {
             self.wanted.insert(arriving.request.rank, arriving.request.id);
         }
+    }
+
+    /// The first that may land after this one.
+    pub(super) fn wanted_after(&self, rank: Option<Rank>) -> Option<(Rank, RequestId)> {
+        let from = rank.map_or(Bound::Unbounded, Bound::Excluded);
+        self.wanted.range((from, Bound::Unbounded)).next().map(|(&rank, &id)| (rank, id))
+    }
+
+    /// The first request that has waited too long, and its room.
+    pub(super) fn expired(&self, now_us: u64) -> Option<(RequestId, RoomKey)> {
+        let first_us = self.first_us?; // before it was told the time, it cannot know
+        let is_over = |since_us: u64| now_us - since_us.max(first_us) > self.deadline_us;
+        let arriving = self.arriving.first_key_value();
+        let arriving = arriving.map(|(&id, a)| (a.request.submitted_us, id, a.key));
+        let departing = self.departing.first_key_value();
+        let departing = departing.map(|(&id, d)| (d.submitted_us, id, d.key));
+        let mut oldest = [arriving, departing].into_iter().flatten();
+        oldest.find(|&(since_us, ..)| is_over(since_us)).map(|(_, id, key)| (id, key))
     }
 
     /// All requests that are here.
@@ -229,7 +256,7 @@ impl Rooms {
 
     /// Are the tokens of this request generated elsewhere?
     pub(super) fn departs(&self, id: RequestId) -> bool {
-        self.departing.contains_key(&id)
+        !self.departing.is_empty() && self.departing.contains_key(&id)
     }
 
     /// May a request of this rank not start, because one before it has waited too long to land?
@@ -257,9 +284,7 @@ impl Rooms {
     pub(super) fn take_departing(&mut self, id: RequestId) -> Option<Departing> {
         let departing = self.departing.remove(&id)?;
         self.by_key.remove(&departing.key);
-        if let Some(rank) = departing.parked_rank() {
-            self.parked.remove(&rank);
-        }
+        self.turns.leave(&departing);
         Some(departing)
     }
 }

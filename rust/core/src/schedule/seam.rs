@@ -42,9 +42,11 @@ impl Scheduler {
         match machines.side() {
             Side::Prefill => {
                 machines.send(key, prompt, lengths).map_err(|denied| refused(key, denied))?;
+                self.rooms.turns.park(key.peer, &request);
+                let submitted_us = request.submitted_us;
                 let stage = Stage::Parked(Box::new(request));
-                self.rooms.departing.insert(id, Departing { key, stage, num_sent: 0 });
-                self.rooms.parked.insert(rank, id);
+                let departing = Departing { key, submitted_us, stage, num_sent: 0 };
+                self.rooms.departing.insert(id, departing);
             }
             Side::Decode => {
                 let ranks = &transfer.peer_ranks;
@@ -70,6 +72,7 @@ impl Scheduler {
     }
 
     /// What happened outside that concerns rooms.
+    #[cold] // beside the steps of a core without rooms
     pub(super) fn room_event(&mut self, event: &Event<'_>) {
         let Some(machines) = &mut self.rooms.machines else { return };
         let actions = match *event {
@@ -84,8 +87,17 @@ impl Scheduler {
             }
             Event::PeerGone { incarnation, evidence } => machines.peer_gone(incarnation, evidence),
             Event::Fenced { incarnation, evidence } => machines.fenced(incarnation, evidence),
-            Event::Reconnected { incarnation } => machines.reconnected(incarnation),
-            Event::Tick(now_us) => {
+            Event::Reconnected { incarnation, num_fences } => {
+                machines.reconnected(incarnation, num_fences)
+            }
+            Event::Tick(_) => {
+                let now_us = self.now_us;
+                self.rooms.first_us.get_or_insert(now_us);
+                while let Some((id, key)) = self.rooms.expired(now_us) {
+                    self.abort_key(key, Reason::Deadline);
+                    self.fail_request(id); // did so already, if the room was live
+                }
+                let Some(machines) = &mut self.rooms.machines else { return };
                 let before_us = self.rooms.counted_us.unwrap_or(now_us);
                 let elapsed = now_us.saturating_sub(before_us) / MILLISECOND_US;
                 self.rooms.counted_us = Some(before_us + elapsed * MILLISECOND_US);
@@ -115,10 +127,15 @@ impl Scheduler {
 
     /// After all events: what can land lands, what is next in turn asks for a place, and tickets
     /// that waited go.
+    #[inline]
     pub(super) fn move_rooms(&mut self) {
-        if self.rooms.machines.is_none() {
-            return;
+        if self.rooms.machines.is_some() {
+            self.move_them();
         }
+    }
+
+    #[inline(never)]
+    fn move_them(&mut self) {
         self.land_waiting();
         self.want_next();
         self.post_waiting();
@@ -157,13 +174,18 @@ impl Scheduler {
                     let request = request(&key);
                     self.unpost(key);
                     if let Some(id) = request {
-                        self.fall_back(id);
-                        self.turn_back(id);
+                        self.fail_request(id);
                     }
                 }
                 Action::Count(oddity) => self.rooms.count(oddity),
             }
         }
+    }
+
+    /// Its room is over without success, on whichever side.
+    fn fail_request(&mut self, id: RequestId) {
+        self.fall_back(id);
+        self.turn_back(id);
     }
 
     /// Room was made for a prompt: tells where to write.
@@ -173,6 +195,7 @@ impl Scheduler {
         let (full, swa) = landing.targets();
         let offer = Offer {
             prompt: prompt(&arriving.request.tokens),
+            num_fences: 0, // the machines know
             num_cached_tokens: landing.num_cached_tokens(self.geometry.block_tokens),
             full,
             swa,
@@ -294,6 +317,7 @@ fn refused(key: RoomKey, denied: Denied) -> Error {
     match denied {
         Denied::Duplicate => Error::RoomTaken { room, what: "is in use" },
         Denied::Over(_) => Error::RoomTaken { room, what: "is over" },
+        Denied::PeerGone => Error::RoomTaken { room, what: "names a peer that is gone" },
         Denied::Full => Error::RoomsFull { room },
     }
 }

@@ -15,17 +15,15 @@ use crate::block::{Block, Open};
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{BlockId, RequestId};
-use crate::request::{Active, Finish, Phase, Rank, Request, Waiting};
+use crate::request::{Active, Finish, Phase, Request, Waiting};
 use crate::transfer::ids::{RoomKey, Ticket};
 use crate::transfer::message::Reason;
-
-/// Prompts for which a place is asked for ahead of their turn: so many steps full of tokens.
-const WANTED_STEPS: usize = 2;
 
 /// A request whose tokens are generated elsewhere.
 #[derive(Debug)]
 pub(crate) struct Departing {
     pub(super) key: RoomKey,
+    pub(super) submitted_us: u64,
     pub(crate) stage: Stage,
     /// Full blocks before this index are in tickets, or were on the other side before.
     pub(super) num_sent: usize,
@@ -74,49 +72,9 @@ impl Departing {
             _ => None,
         }
     }
-
-    pub(super) fn parked_rank(&self) -> Option<Rank> {
-        match &self.stage {
-            Stage::Parked(request) => Some(request.rank),
-            _ => None,
-        }
-    }
 }
 
 impl Scheduler {
-    /// Asks for places for the next prompts, as many as the next steps will compute; at least one.
-    pub(super) fn want_next(&mut self) {
-        if self.rooms.parked.is_empty() {
-            return;
-        }
-        let most = WANTED_STEPS * self.limits.max_num_tokens;
-        let is_ahead = |departing: &Departing| match &departing.stage {
-            Stage::Wanted(request, _) => request.tokens.len(),
-            _ => 0,
-        };
-        let mut num_tokens: usize = self.rooms.departing.values().map(is_ahead).sum();
-        while let Some((&rank, &id)) = self.rooms.parked.first_key_value() {
-            let Some(departing) = self.rooms.departing.get_mut(&id) else { return };
-            let Stage::Parked(request) = &departing.stage else { return };
-            let more = request.tokens.len();
-            if num_tokens > 0 && num_tokens + more > most {
-                return;
-            }
-            let Some(aux) = self.pools.aux.take(id) else { return };
-            num_tokens += more;
-            let stage = std::mem::replace(&mut departing.stage, Stage::Moving);
-            let Stage::Parked(request) = stage else { return };
-            departing.stage = Stage::Wanted(request, aux);
-            let key = departing.key;
-            self.rooms.parked.remove(&rank);
-            if self.offered(key).is_some() {
-                self.place_found(id);
-            } else {
-                self.want(key);
-            }
-        }
-    }
-
     /// There is a place for the prompt on the other side: it is computed, in its turn.
     pub(super) fn place_found(&mut self, id: RequestId) {
         let key = self.rooms.departing.get(&id).map(|departing| departing.key);
@@ -130,6 +88,7 @@ impl Scheduler {
         departing.stage = Stage::Computing(aux);
         departing.num_sent = num_cached;
         let (rank, num_tokens) = (request.rank, request.tokens.len());
+        self.rooms.turns.answered(departing.key.peer, num_tokens);
         let place = self.requests.insert(Phase::Waiting(Waiting::new(*request)));
         self.queue.insert(rank, place, num_tokens);
     }
@@ -182,9 +141,11 @@ impl Scheduler {
         id: RequestId,
         finish: Finish,
     ) -> Option<Finish> {
-        if !self.rooms.departs(id) {
-            return Some(finish);
-        }
+        if self.rooms.departs(id) { self.send_rest(place, id, finish) } else { Some(finish) }
+    }
+
+    #[cold]
+    fn send_rest(&mut self, place: Place, id: RequestId, finish: Finish) -> Option<Finish> {
         if finish == Finish::NonFinite {
             self.give_up_room(id, Reason::NonFinite);
             return Some(finish);

@@ -74,6 +74,8 @@ pub enum Event<'a> {
     Reconnected {
         /// Which.
         incarnation: Incarnation,
+        /// How often it has cut this worker's way in, as the handshake says.
+        num_fences: u32,
     },
     /// Microseconds of a monotonic clock.
     Tick(u64),
@@ -186,8 +188,11 @@ impl Scheduler {
                     self.spare_rows.push(rows);
                 }
                 Event::Stopped(id) => {
-                    if let Some(place) = self.requests.place_of(id) {
-                        self.end(place);
+                    let is_here = match self.requests.place_of(id) {
+                        Some(place) => self.end(place) == id,
+                        None => self.leave_seat(id),
+                    };
+                    if is_here {
                         outcome.push(id, None, Some(Finish::Stopped));
                     }
                 }

@@ -96,6 +96,9 @@ pub struct Target {
 pub struct Offer {
     /// The same as in `Join`, which may come later or never.
     pub prompt: Prompt,
+    /// How often D had cut this peer's way in when it told this; the addresses are no longer good
+    /// behind the next cut.
+    pub num_fences: u32,
     /// Tokens that D has already, a multiple of a full block; their blocks are not offered.
     pub num_cached_tokens: u32,
     /// Full blocks behind those.

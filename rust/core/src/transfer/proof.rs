@@ -33,6 +33,13 @@ pub enum Evidence {
     ExitAndAgentDestroyed,
 }
 
+impl Evidence {
+    /// Whether no process of that incarnation will ever speak again.
+    pub fn ends_process(self) -> bool {
+        matches!(self, Self::TaskJoined | Self::ProcessExit | Self::ExitAndAgentDestroyed)
+    }
+}
+
 /// How bytes reach this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {

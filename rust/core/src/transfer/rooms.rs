@@ -8,7 +8,7 @@
 //! A room starts here only by a call of its own worker, never by a message. A room that was refused
 //! can therefore not begin behind the back of the peer that takes the refusal for a proof.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::transfer::action::{Action, Ending, Oddity, Out};
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
@@ -52,6 +52,8 @@ pub enum Denied {
     Over(Ending),
     /// As many rooms are live and remembered as may be.
     Full,
+    /// The peer's process is known to be gone: nobody would ever prove that it is done.
+    PeerGone,
 }
 
 /// The table.
@@ -66,7 +68,14 @@ pub struct Rooms {
     tickets: BTreeMap<Ticket, RoomKey>,
     tombstones: Tombstones,
     peers: BTreeMap<Incarnation, Silence>,
+    /// The last peers that went, oldest first.
+    gone: VecDeque<Incarnation>,
+    /// How often the way between this worker and a peer was cut, where it was.
+    fences: BTreeMap<Incarnation, u32>,
 }
+
+/// Most of them that are remembered: process starts of peers, while this worker lives.
+const MOST_GONE: usize = 256;
 
 impl Rooms {
     /// No rooms yet.
@@ -80,6 +89,8 @@ impl Rooms {
             tickets: BTreeMap::new(),
             tombstones: Tombstones::default(),
             peers: BTreeMap::new(),
+            gone: VecDeque::new(),
+            fences: BTreeMap::new(),
         }
     }
 
@@ -116,6 +127,9 @@ impl Rooms {
         if self.live.contains_key(&key) {
             return Err(Denied::Duplicate);
         }
+        if self.gone.contains(&key.peer) {
+            return Err(Denied::PeerGone);
+        }
         if let Some(ending) = self.tombstones.get(key) {
             return Err(Denied::Over(ending));
         }
@@ -135,8 +149,9 @@ impl Rooms {
     /// D: tells where to write. Best after Wanted. False: the room is over, or was told before;
     /// nothing was disclosed by this call.
     #[must_use = "what was not disclosed need not be quarantined"]
-    pub fn offer(&mut self, key: RoomKey, offer: Offer) -> (bool, Vec<Action>) {
+    pub fn offer(&mut self, key: RoomKey, mut offer: Offer) -> (bool, Vec<Action>) {
         let timing = self.timing;
+        offer.num_fences = self.num_fences(key.peer);
         let mut actions = vec![];
         let out = &mut Out::new(key, &mut actions);
         let told = match self.live.get_mut(&key) {
@@ -226,7 +241,20 @@ impl Rooms {
         }
     }
 
+    fn num_fences(&self, peer: Incarnation) -> u32 {
+        self.fences.get(&peer).copied().unwrap_or_default()
+    }
+
     fn hear_about(&mut self, key: RoomKey, from: PeerRank, word: &Word) -> Vec<Action> {
+        if let Word::Offer(offer) = word
+            && offer.num_fences != self.num_fences(from.incarnation)
+        {
+            // From before the way in was cut: the blocks may have other owners now. Or from behind
+            // it, and told again when this worker knows that it is connected anew.
+            let mut actions = vec![];
+            Out::new(key, &mut actions).count(Oddity::Late);
+            return actions;
+        }
         if self.live.contains_key(&key) {
             return self.act(key, |room, timing, out| match room {
                 Live::Receiving(room) => room.hear(from.rank, word, timing, out),
@@ -317,6 +345,12 @@ impl Rooms {
         let counts = |&evidence: &Evidence| self.transport.proves_writer_gone(evidence);
         let proof = evidence.filter(counts).map(Proof::WriterGone);
         self.tombstones.peer_gone(incarnation);
+        if evidence.is_some_and(Evidence::ends_process) && !self.gone.contains(&incarnation) {
+            self.gone.push_back(incarnation);
+            while self.gone.len() > MOST_GONE {
+                self.gone.pop_front();
+            }
+        }
         self.act_with(incarnation, |room, timing, out| match room {
             Live::Receiving(room) => room.peer_gone(proof, timing, out),
             Live::Sending(room) => room.peer_gone(out),
@@ -328,6 +362,7 @@ impl Rooms {
         if !self.transport.proves_fence(evidence) {
             return vec![];
         }
+        *self.fences.entry(incarnation).or_default() += 1;
         self.act_with(incarnation, |room, timing, out| match room {
             Live::Receiving(room) => room.fenced(Proof::LocalFence(evidence), timing, out),
             Live::Sending(_) => None,
@@ -336,8 +371,11 @@ impl Rooms {
 
     /// P: a peer that lives connects anew, after it or this worker lost or cut the connection. The
     /// addresses it told before may have other owners now: rooms from before are given up, and this
-    /// must be called before the new connection carries anything.
-    pub fn reconnected(&mut self, incarnation: Incarnation) -> Vec<Action> {
+    /// must be called before the new connection carries anything. `num_fences`: how often the peer
+    /// has cut this worker's way in, as the handshake of the new connection says; offers from before
+    /// are not good any more, however late they come.
+    pub fn reconnected(&mut self, incarnation: Incarnation, num_fences: u32) -> Vec<Action> {
+        self.fences.insert(incarnation, num_fences);
         self.act_with(incarnation, |room, timing, out| match room {
             Live::Receiving(_) => None,
             Live::Sending(room) => room.abort(Reason::PeerLost, timing, out),

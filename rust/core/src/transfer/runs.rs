@@ -154,6 +154,7 @@ mod tests {
     fn offer(full: &[u32], swa: &[u32]) -> Offer {
         Offer {
             prompt: Prompt { num_tokens: 1, hash: 0 },
+            num_fences: 0,
             num_cached_tokens: 0,
             full: targets(full),
             swa: targets(swa),

@@ -37,6 +37,16 @@ impl Offsets {
         &memory[start..start + len]
     }
 
+    /// Writes the ids that were not known when the step was planned: the step before sampled them.
+    pub fn forward(&self, memory: &mut [i32], num_tokens: usize, sampled: &[i32]) {
+        let (ids, sources) = (self.of("token_ids").0, self.of("token_sources").0);
+        for token in 0..num_tokens {
+            if let Ok(sample) = usize::try_from(memory[sources + token]) {
+                memory[ids + token] = sampled[sample];
+            }
+        }
+    }
+
     pub fn read<'a>(&self, memory: &'a [i32]) -> Arrays<'a> {
         let get = |name| self.slice(memory, name);
         Arrays {

@@ -121,6 +121,7 @@ impl Job {
             priority: i128::from(self.priority),
             cache_salt: self.salt,
             no_cache: self.no_cache,
+            transfer: None,
         })
     }
 

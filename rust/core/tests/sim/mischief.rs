@@ -108,6 +108,7 @@ impl World {
             priority: 0,
             cache_salt: "",
             no_cache: false,
+            transfer: None,
         };
         assert_eq!(has.core.submit(new), Err(Error::Closed));
         self.go_down(worker, Fault::Shutdown);

@@ -5,7 +5,7 @@
 //! end where integers do.
 
 use dsv4_core::budget::PoolSizes;
-use dsv4_core::geometry::Geometry;
+use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::limits::Limits;
 
 use crate::faults::Fault;
@@ -54,6 +54,7 @@ pub fn real_geometry() -> Geometry {
         c128_state_bytes: 64,
         block_tokens: 256,
         swa_block_tokens: 64,
+        drafts: DraftRoom::default(),
     }
 }
 
@@ -88,13 +89,14 @@ impl Setup {
             aging_steps: rng.pick(&[1, 4, 50, 256]),
             prefix_cache: !rng.once_in(3),
             checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
+            max_draft_tokens: 0,
         };
         let longest = geometry.full_blocks(max_model_len);
         let extra = if is_roomy { rng.between(8, 60) } else { rng.between(0, 8) };
         let sizes = PoolSizes {
             full_blocks: if !outgrows && rng.once_in(4) { rng.between(1, 8) } else { longest }
                 + extra,
-            swa_blocks: geometry.steady_swa_blocks()
+            swa_blocks: geometry.steady_swa_blocks(limits.tokens_in_flight())
                 + if outgrows { 60 } else { extra * rng.between(0, 3) },
             state_slots: 1 + if is_roomy || outgrows { 8 } else { rng.between(0, 8) },
         };

@@ -1,5 +1,7 @@
 //! Steps: planned, upset on the device, reported, and their tokens handed out.
 
+use std::collections::BTreeSet;
+
 use dsv4_core::ids::StepId;
 use dsv4_core::{Finish, Outcome, Plan};
 
@@ -154,7 +156,11 @@ impl World {
     /// Hands tokens and ends to the clients, each checked.
     pub(crate) fn deliver(&mut self, worker: usize, outcome: &Outcome) {
         let entries = outcome.request_ids.iter().zip(&outcome.tokens).zip(&outcome.finished);
+        let mut withdrawn = BTreeSet::new(); // two steps may be told at once
         for ((&id, &token), &finished) in entries {
+            if withdrawn.contains(&id) {
+                continue;
+            }
             let has = self.workers[worker].as_mut().expect("up");
             let held = has.held.get(&id).copied();
             let Held { job, .. } = held.unwrap_or_else(|| panic!("{id} has ended and says more"));
@@ -179,6 +185,7 @@ impl World {
                 }
                 self.end(job, end);
             } else if self.overruns(job) {
+                withdrawn.insert(id);
                 self.fired(Fault::SlowClient, job);
                 self.withdraw(job);
                 self.end(job, End::Overrun);

@@ -42,6 +42,8 @@ pub struct Worker {
     pub flights: VecDeque<Flight>,
     pub held: BTreeMap<RequestId, Held>,
     most_in_flight: usize,
+    /// What the step that the device ran last sampled, for the next one to take its tokens from.
+    sampled: Vec<i32>,
     /// When the device is through with all it has.
     pub busy_until_us: u64,
 }
@@ -68,6 +70,7 @@ impl Worker {
             flights: VecDeque::new(),
             held: BTreeMap::new(),
             most_in_flight,
+            sampled: vec![],
             busy_until_us: 0,
         }
     }
@@ -113,9 +116,12 @@ impl Worker {
             if flight.is_executed || flight.plan.step_id > step {
                 continue;
             }
+            self.offsets.forward(&mut flight.memory, flight.plan.num_tokens, &self.sampled);
             let arrays = self.offsets.read(&flight.memory);
             let Flight { plan, tags, upset, .. } = flight;
             flight.samples = self.device.execute(plan, &arrays, tags, upset);
+            let samples = flight.samples.clone().unwrap_or(vec![Some(0); plan.num_samples]);
+            self.sampled = samples.iter().map(|sample| sample.unwrap_or(0)).collect();
             flight.is_executed = true;
         }
     }

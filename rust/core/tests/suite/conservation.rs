@@ -9,7 +9,7 @@ use dsv4_core::pool::Pool;
 use dsv4_core::table::Tables;
 
 use crate::driver::{limits, tiny_geometry};
-use crate::rng::{Rng, Seed};
+use crate::rng::{Rng, Seed, at_operation};
 
 /// Tables of several requests over the three pools, as a scheduler would drive them.
 struct Running {
@@ -21,7 +21,7 @@ struct Running {
     full_promise: usize,
 }
 
-struct Books {
+pub struct Books {
     geometry: Geometry,
     sizes: PoolSizes,
     pools: Pools,
@@ -32,7 +32,7 @@ struct Books {
 }
 
 impl Books {
-    fn new(rng: &mut Rng) -> Self {
+    pub fn new(rng: &mut Rng) -> Self {
         let geometry = tiny_geometry();
         // Set aside for short chunks, used for long ones: the spare blocks run out.
         let limits = Limits { max_num_tokens: rng.between(1, 12), ..limits() };
@@ -101,7 +101,7 @@ impl Books {
         }
     }
 
-    fn operate(&mut self, rng: &mut Rng) {
+    pub fn operate(&mut self, rng: &mut Rng) {
         let num_running = self.running.len();
         match rng.below(16) {
             0 | 1 => self.start(rng),
@@ -116,7 +116,7 @@ impl Books {
         }
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         self.pools.for_each(|pool| pool.audit().expect("balanced"));
         let held = |row: fn(&Tables) -> &[i32]| -> Vec<i32> {
             self.running.iter().flat_map(|r| row(&r.tables)).copied().collect()
@@ -133,7 +133,7 @@ impl Books {
         assert_eq!(self.pools.state.counts().open, self.running.len());
     }
 
-    fn drain(mut self) {
+    pub fn drain(mut self) {
         self.running.clear();
         self.pools.reclaim(StepId(self.step));
         self.pools.for_each(|pool| {
@@ -152,6 +152,7 @@ fn promises_hold_and_blocks_are_conserved_over_two_million_operations_on_tables(
         let mut rng = Rng::new(seed);
         let mut books = Books::new(&mut rng);
         for operation in 0..2000 {
+            at_operation(operation);
             books.operate(&mut rng);
             num_operations += 1;
             if operation % 32 == 0 {

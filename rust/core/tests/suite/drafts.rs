@@ -3,6 +3,7 @@
 use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
+use dsv4_core::recipe::{Band, Recipe};
 use dsv4_core::{Answer, Core, Event, NewRequest, Outcome, Plan};
 
 use crate::driver::{Driver, drafting, ends_of, int, limits, real_geometry, request, sizes};
@@ -300,4 +301,23 @@ fn a_slot_must_have_room_for_the_drafts_of_the_limits() {
     // 4 window blocks are promised to each: 3 are too few for one.
     let refused = Core::new(drafting(real_geometry()), &sizes(4, 3, 2), three()).expect_err("3");
     assert!(refused.to_string().contains("one request needs 4"), "{refused}");
+}
+
+#[test]
+fn under_more_load_the_band_of_the_recipe_lets_fewer_drafts_through() {
+    let mut game = Drafting::new(three());
+    let mut recipe = Recipe::fixed(&three());
+    recipe.bands.push(Band { min_requests: 2, max_draft_tokens: 1, ..recipe.bands[0].clone() });
+    game.driver.core.follow(recipe).expect("inside the limits");
+    game.driver.submit(100, 50);
+    let plan = game.plan();
+    game.finish(&plan, 3);
+    let plan = game.plan();
+    assert_eq!(plan.num_draft_tokens, 3, "one request is here");
+    game.finish(&plan, 3);
+    game.driver.submit(100, 50);
+    let plan = game.plan();
+    assert_eq!(plan.num_draft_tokens, 1, "two are");
+    game.finish(&plan, 3);
+    game.run();
 }

@@ -5,7 +5,8 @@ use dsv4_core::error::Error;
 use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
-use dsv4_core::{Core, Event, NewRequest, Outcome, Plan};
+use dsv4_core::trace::Recorded;
+use dsv4_core::{Event, NewRequest, Outcome, Plan};
 
 /// The shapes of the real model, over a few layers: blocks of 256 and 64, window 128.
 pub fn real_geometry() -> Geometry {
@@ -64,13 +65,13 @@ pub fn sizes(full_blocks: usize, swa_blocks: usize, state_slots: usize) -> PoolS
 
 /// A core and memory for its steps.
 pub struct Driver {
-    pub core: Core,
+    pub core: Recorded,
     pub memory: Vec<i32>,
 }
 
 impl Driver {
     pub fn new(geometry: Geometry, sizes: PoolSizes, limits: Limits) -> Self {
-        let core = Core::new(geometry, &sizes, limits).expect("legal");
+        let core = Recorded::new(geometry, &sizes, limits).expect("legal");
         core.panic_on_violation();
         let memory = vec![-1; core.layout().num_words()];
         Self { core, memory }

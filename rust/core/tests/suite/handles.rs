@@ -7,7 +7,7 @@ use dsv4_core::ids::{Group, RequestId, StepId};
 use dsv4_core::pool::{Counts, Pool};
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room, Ticket, WriterKey};
 
-use crate::rng::{Rng, Seed};
+use crate::rng::{Rng, Seed, at_operation};
 
 /// Where the naive model thinks a block is.
 #[derive(Clone, Copy, PartialEq)]
@@ -25,8 +25,8 @@ enum Place {
 }
 
 /// One pool, the handles that a test holds, and where every block should be.
-struct Handles {
-    pool: Pool,
+pub struct Handles {
+    pub pool: Pool,
     open: Vec<Block<Open>>,
     incoming: Vec<Block<Incoming>>,
     sealed: Vec<Block<Sealed>>,
@@ -39,18 +39,26 @@ struct Handles {
     tickets: BTreeMap<Ticket, Vec<u32>>,
     touched: Vec<(usize, usize)>,
     /// Keys and tickets are numbered, and none is used again.
-    newest_key: u64,
+    newest_key: usize,
     num_stale: usize,
     /// The life that each block was last handed out in.
     lives: Vec<Option<u32>>,
     step: u64,
     done: u64,
+    /// Broken preconditions so far.
+    pub violations: usize,
 }
 
 impl Handles {
-    fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
+        let handles = Self::lenient(capacity);
+        handles.pool.panic_on_violation();
+        handles
+    }
+
+    /// A violation does not panic, as in production.
+    pub fn lenient(capacity: usize) -> Self {
         let pool = Pool::new(Group::Full, capacity);
-        pool.panic_on_violation();
         let places = vec![Place::Free; capacity];
         let lives = vec![None; capacity];
         Self {
@@ -69,6 +77,7 @@ impl Handles {
             lives,
             step: 0,
             done: 0,
+            violations: 0,
         }
     }
 
@@ -196,7 +205,7 @@ impl Handles {
     /// A proof that comes late, or twice, or of a writer nobody knows.
     fn discharge_stale(&mut self, rng: &mut Rng) {
         let before = self.pool.counts();
-        let key = key(1 + rng.below(self.newest_key as usize + 2) as u64);
+        let key = key(1 + rng.below(self.newest_key + 2));
         if !self.writers.contains_key(&key) {
             assert_eq!(self.pool.discharge(&key), 0);
             assert_eq!(self.pool.counts(), before, "a stale proof changed something");
@@ -225,7 +234,7 @@ impl Handles {
     /// A transfer reads some of what is held.
     fn read(&mut self, rng: &mut Rng) {
         self.newest_key += 1;
-        let ticket = Ticket(self.newest_key);
+        let ticket = Ticket(self.newest_key as u64);
         let mut ids = vec![];
         for block in &self.open {
             if rng.once_in(4) {
@@ -285,7 +294,7 @@ impl Handles {
         }
     }
 
-    fn operate(&mut self, rng: &mut Rng) {
+    pub fn operate(&mut self, rng: &mut Rng) {
         match rng.below(30) {
             0..=3 => self.take(),
             4 | 5 if !self.open.is_empty() => self.seal(rng.below(self.open.len())),
@@ -314,7 +323,7 @@ impl Handles {
         }
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         let count = |wanted: fn(&Place) -> bool| self.places.iter().filter(|p| wanted(p)).count();
         let expected = Counts {
             capacity: self.places.len(),
@@ -326,33 +335,50 @@ impl Handles {
             retired: count(|p| matches!(p, Place::Retired(_))),
             quarantined: count(|p| *p == Place::Quarantined),
             incoming: count(|p| *p == Place::Incoming),
+            violations: self.violations,
             read: self.touched.iter().filter(|(_, num_reads)| *num_reads > 0).count(),
             ..Counts::default()
         };
         assert_eq!(self.pool.counts(), expected);
     }
 
-    fn drain(mut self) {
-        self.open.clear();
-        self.sealed.clear();
-        self.cached.clear();
-        self.shared.clear();
-        self.incoming.clear();
-        for key in self.writers.keys() {
-            self.pool.discharge(key);
+    pub fn drain(self) {
+        let (step, capacity) = (self.step, self.places.len());
+        let pool = self.let_go();
+        pool.reclaim(StepId(step));
+        pool.audit().expect("balanced");
+        assert_eq!(pool.counts().free, capacity, "a block did not come back");
+    }
+
+    /// Drops every handle; every writer proves that it is done, every transfer ends.
+    pub fn let_go(self) -> Pool {
+        let Self { pool, open, incoming, sealed, shared, cached, writers, tickets, .. } = self;
+        drop((open, incoming, sealed, cached, shared));
+        for key in writers.keys() {
+            pool.discharge(key);
         }
-        for &ticket in self.tickets.keys() {
-            self.pool.end_read(ticket);
+        for &ticket in tickets.keys() {
+            pool.end_read(ticket);
         }
-        self.pool.reclaim(StepId(self.step));
-        self.pool.audit().expect("balanced");
-        assert_eq!(self.pool.counts().free, self.places.len(), "a block did not come back");
+        pool
+    }
+
+    #[cfg(feature = "forged")]
+    pub fn num_places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The present life of a block, of which there are handles unless it is free.
+    #[cfg(feature = "forged")]
+    pub fn life(&self, place: usize) -> u32 {
+        let is_over = u32::from(self.places[place] == Place::Free);
+        self.lives[place].map_or(0, |life| life + is_over)
     }
 }
 
-fn key(number: u64) -> WriterKey {
+fn key(number: usize) -> WriterKey {
     let peer = PeerRank { incarnation: Incarnation(1), rank: 0 };
-    WriterKey { room: Room(number), epoch: Epoch(0), peer }
+    WriterKey { room: Room(number as u64), epoch: Epoch(0), peer }
 }
 
 /// Runs `num_operations` operations over pools of many sizes; returns how many there were.
@@ -363,6 +389,7 @@ fn handles_agree(seeds: std::ops::Range<u64>, operations_per_seed: usize) -> usi
         let mut rng = Rng::new(seed);
         let mut handles = Handles::new(rng.pick(&[1, 2, 3, 5, 8, 13, 64]));
         for operation in 0..operations_per_seed {
+            at_operation(operation);
             handles.operate(&mut rng);
             num_operations += 1;
             if operation % 16 == 0 {

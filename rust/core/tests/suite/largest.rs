@@ -16,11 +16,10 @@ fn models() -> [(&'static str, Geometry); 3] {
         drafts: DraftRoom { tokens: 15, hc_mult: 4, hidden },
         ..real_geometry()
     };
-    let layers = |num_pairs: usize| [4, 128].repeat(num_pairs);
     [
-        ("Flash", of([vec![0, 0], layers(20), vec![4, 0]].concat(), 4096)),
-        ("Pro", of([layers(30), vec![4, 0]].concat(), 7168)),
-        ("demo", of(vec![0, 0, 4, 128, 4, 0], 64)),
+        ("Flash", of([vec![0, 0], [4, 128].repeat(20), vec![4, 0]].concat(), 4096)),
+        ("Pro", of([vec![128, 128], [4, 128].repeat(29), vec![4, 0]].concat(), 7168)),
+        ("demo", of(vec![0, 0, 4, 128, 4, 128, 0], 256)),
     ]
 }
 
@@ -169,10 +168,7 @@ fn a_seed_is_all_streams_of_a_position_and_never_one() {
         let bounds = Limits { max_draft_tokens: 1, ..limits() };
         let seeds = StepLayout::new(&geometry, &bounds).seeds();
         assert_eq!(seeds, SeedRows { rows: 8, values: 4 * hidden }, "{name}");
-        assert_eq!(
-            seeds.values,
-            [16_384, 28_672, 256].into_iter().find(|&n| n == hc_mult * hidden).expect(name)
-        );
+        assert!([16_384, 28_672, 1024].contains(&(hc_mult * hidden)));
         assert_eq!(StepLayout::new(&geometry, &limits()).seeds().rows, 0, "nothing is drafted");
     }
 }

@@ -7,19 +7,29 @@ use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
 use dsv4_core::{Answer, Event, NewRequest, Outcome};
 
-use crate::driver::{Driver, drafting, real_geometry, tiny_geometry};
+use crate::driver::{Driver, drafting, real_geometry, request, tiny_geometry};
 use crate::referee::{Answered, Referee, RowAnswer};
-use crate::rng::{Rng, Seed};
+use crate::rng::{Rng, Seed, at_operation};
+
+/// What kind of games, beyond what the seed decides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// Prefixes are cached in all of them.
+    pub caches: bool,
+    /// From 1 to 8 full blocks.
+    pub is_cramped: bool,
+}
 
 /// One core, its caller and its referee.
-struct Game {
-    driver: Driver,
+pub struct Game {
+    pub driver: Driver,
     referee: Referee,
     rng: Rng,
     lengths: Vec<usize>,
     /// Outputs go far beyond what admission promises, so that requests outgrow the pools.
     outgrows: bool,
-    num_operations: usize,
+    /// Calls of the core whose answer was checked, refusals included.
+    pub num_calls: usize,
     num_ended: usize,
     num_accepted: usize,
     now_us: u64,
@@ -28,7 +38,11 @@ struct Game {
 }
 
 impl Game {
-    fn new(geometry: Geometry, mut rng: Rng) -> Self {
+    pub fn new(geometry: Geometry, rng: Rng) -> Self {
+        Self::of(geometry, rng, Style::default())
+    }
+
+    pub fn of(geometry: Geometry, mut rng: Rng, style: Style) -> Self {
         let block = geometry.block_tokens;
         let outgrows = rng.once_in(3);
         let max_model_len =
@@ -43,7 +57,7 @@ impl Game {
             vocab_size: 50,
             max_steps_in_flight: rng.between(1, 2),
             aging_steps: rng.pick(&[1, 4, 50]),
-            prefix_cache: rng.once_in(2),
+            prefix_cache: rng.once_in(2) || style.caches,
             checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
             max_draft_tokens: rng.pick(&[0, 0, 0, 1, 2, 5, 15]),
         };
@@ -53,8 +67,10 @@ impl Game {
                 + if outgrows { 40 } else { rng.pick(&[0, 0, 1, 3, 10, 40]) },
             state_slots: rng.between(1, 6),
         };
+        let full_blocks = if style.is_cramped { rng.between(1, 8) } else { sizes.full_blocks };
+        let sizes = PoolSizes { full_blocks, ..sizes };
         // In some games there is room for what is cached, in the others it is always in the way.
-        let is_roomy = limits.prefix_cache && rng.once_in(2);
+        let is_roomy = limits.prefix_cache && rng.once_in(2) && !style.is_cramped;
         let more = if is_roomy { rng.between(1, 30) } else { 0 };
         let sizes = PoolSizes {
             full_blocks: sizes.full_blocks + more,
@@ -85,7 +101,7 @@ impl Game {
             rng,
             lengths,
             outgrows,
-            num_operations: 0,
+            num_calls: 0,
             num_ended: 0,
             num_accepted: 0,
             now_us: 0,
@@ -93,10 +109,11 @@ impl Game {
         }
     }
 
-    fn play(&mut self, num_operations: usize) {
-        while self.num_operations < num_operations {
+    /// At least so many calls, then everything runs to its end.
+    pub fn play(&mut self, num_calls: usize) {
+        while self.num_calls < num_calls {
             self.operate();
-            self.num_operations += 1;
+            at_operation(self.num_calls);
             if self.rng.once_in(64) {
                 self.driver.core.audit().expect("balanced");
             }
@@ -117,15 +134,15 @@ impl Game {
     }
 
     fn operate(&mut self) {
-        match self.rng.below(40) {
-            0..=7 => self.submit(),
-            8..=20 => {
+        match self.rng.below(400) {
+            0..=79 => self.submit(),
+            80..=214 => {
                 self.plan();
             }
-            21..=34 => self.finish_step(),
-            35 => self.abort(),
-            36 => self.stop(),
-            37 => {
+            215..=364 => self.finish_step(),
+            365..=374 => self.abort(),
+            375..=384 => self.stop(),
+            385..=395 => {
                 self.now_us += self.rng.below(100) as u64;
                 self.advance(&[Event::Tick(self.now_us)], &Outcome::default());
             }
@@ -156,6 +173,7 @@ impl Game {
         let no_cache = self.rng.once_in(10);
         let priority = if self.rng.once_in(4) { self.rng.pick(&[0, 1, 2]) } else { 1 };
         let wide: Vec<i128> = stops.iter().map(|&id| i128::from(id)).collect();
+        self.num_calls += 1;
         let accepted = self.driver.try_submit(NewRequest {
             prompt: tokens.clone(),
             max_tokens: max_tokens as i128,
@@ -180,7 +198,18 @@ impl Game {
                 assert!(prompt + max_tokens > most, "{refusal}");
                 assert!(refusal.message.contains(&prompt.to_string()), "{refusal}");
             }
-            Err(Error::QueueFull { .. }) => assert!(self.driver.stat("num_waiting") > 0),
+            Err(Error::QueueFull { unit, queued, adds, limit }) => {
+                let limits = &self.referee.limits;
+                let is_of_tokens = unit == "tokens";
+                let expected = if is_of_tokens {
+                    limits.max_queued_tokens
+                } else {
+                    limits.max_queued_requests
+                };
+                assert_eq!((adds, limit), (if is_of_tokens { prompt } else { 1 }, expected));
+                let waiting = self.referee.most_waiting(is_of_tokens);
+                assert!(queued + adds > limit && queued <= waiting, "{queued} {unit} of {waiting}");
+            }
             Err(other) => panic!("{other}"),
         }
     }
@@ -191,6 +220,7 @@ impl Game {
 
     /// True if there was a step.
     fn plan(&mut self) -> bool {
+        self.num_calls += 1;
         if self.referee.num_in_flight() == self.referee.limits.max_steps_in_flight {
             let refused = self.driver.core.plan(&mut self.driver.memory);
             assert!(matches!(refused, Err(Error::TooManySteps { .. })));
@@ -238,6 +268,7 @@ impl Game {
     }
 
     fn advance(&mut self, events: &[Event<'_>], expected: &Outcome) {
+        self.num_calls += 1;
         let outcome = self.driver.core.advance(events).expect("legal events");
         assert_eq!(&outcome, expected);
         self.num_ended += outcome.finished.iter().filter(|&&code| code != 0).count();
@@ -256,6 +287,7 @@ impl Game {
     fn abort(&mut self) {
         let Some(id) = self.some_request() else { return };
         let was_alive = self.referee.known.contains_key(&id);
+        self.num_calls += 2;
         assert_eq!(self.driver.core.abort(id), was_alive);
         assert!(!self.driver.core.abort(id), "a second abort does nothing");
         self.referee.ended(id);
@@ -282,8 +314,8 @@ impl Game {
         let too_many = vec![0; samples + 1];
         let outside = vec![50; samples];
         let right = vec![0; samples];
-        let done = |step, tokens| Event::StepDone { step, tokens, non_finite: &[] };
         let beyond = [samples];
+        let done = |step, tokens| Event::StepDone { step, tokens, non_finite: &[] };
         let too_many_accepted: Vec<usize> =
             answer.accepted.iter().map(|_| 1 + self.referee.limits.max_draft_tokens).collect();
         let one_too_few = answer.accepted.len().saturating_sub(1);
@@ -291,24 +323,39 @@ impl Game {
             step,
             answer: Answer { tokens: &answer.tokens, non_finite: &[], accepted, drafts },
         };
-        let events = match self.rng.below(9) {
-            0 => vec![done(step.next(), &right)],
-            1 => vec![done(step, &too_many)],
-            2 if samples > 0 => vec![done(step, &outside)],
-            3 => vec![Event::StepDone { step, tokens: &right, non_finite: &beyond }],
-            4 => vec![Event::Stopped(RequestId(u64::MAX))],
-            5 if samples > 0 => vec![verified(&too_many_accepted, &[])],
-            6 if one_too_few > 0 => vec![verified(&answer.accepted[..one_too_few], &[])],
-            7 => vec![verified(&[], &[50])],
+        let mut all = vec![
+            vec![done(step.next(), &right)],
+            vec![done(step, &too_many)],
+            vec![Event::StepDone { step, tokens: &right, non_finite: &beyond }],
+            vec![Event::Stopped(RequestId(u64::MAX))],
+            vec![Event::Stopped(RequestId(0))],
+            vec![verified(&[], &[50])],
             // The first event is right, and is not applied either.
-            _ => vec![done(step, &right), done(step, &right)],
-        };
-        let refused = self.driver.core.advance(&events);
-        assert!(refused.is_err(), "{events:?}");
+            vec![done(step, &right), done(step, &right)],
+        ];
+        if samples > 0 {
+            all.push(vec![done(step, &outside)]);
+            all.push(vec![verified(&too_many_accepted, &[])]);
+        }
+        if one_too_few > 0 {
+            all.push(vec![verified(&answer.accepted[..one_too_few], &[])]);
+        }
+        for events in &all {
+            let refused = self.driver.core.advance(events);
+            assert!(refused.is_err(), "{events:?}");
+        }
         let short = self.driver.memory.len() - 1;
         let refused = self.driver.core.plan(&mut self.driver.memory[..short]);
         assert!(matches!(refused, Err(Error::MemoryTooSmall { .. })));
+        let request = |len, max_tokens| NewRequest { max_tokens, ..request(len, 1) };
+        let bad = [request(0, 1), request(1, 0), request(1, -1), request(1, i128::MAX)];
+        let num_bad = bad.len();
+        for new in bad {
+            assert!(matches!(self.driver.try_submit(new), Err(Error::Invalid(_))));
+        }
+        assert!(!self.driver.core.abort(RequestId(u64::MAX)));
         assert_eq!(self.driver.core.stats(), before);
+        self.num_calls += all.len() + num_bad + 2;
     }
 }
 
@@ -328,7 +375,7 @@ fn device(rng: &mut Rng, drafts: &[i32], width: usize) -> RowAnswer {
 /// What happened in some games, so that a test can say that it saw what it is about.
 #[derive(Debug, Default)]
 struct Seen {
-    operations: usize,
+    calls: usize,
     restarts: usize,
     overtakings: usize,
     hits: usize,
@@ -352,7 +399,7 @@ fn play(
         let mut rng = Rng::new(seed);
         let mut game = Game::new(geometry(&mut rng), rng);
         game.play(operations);
-        seen.operations += game.num_operations;
+        seen.calls += game.num_calls;
         seen.restarts += game.referee.num_restarts;
         seen.overtakings += game.referee.num_overtakings;
         seen.hits += game.referee.num_hits;
@@ -368,7 +415,7 @@ fn play(
     seen
 }
 
-fn tiny(rng: &mut Rng) -> Geometry {
+pub fn tiny(rng: &mut Rng) -> Geometry {
     let ratios = rng.pick(&[[0, 4], [0, 0], [4, 4]]).to_vec();
     let (window, swa_block_tokens) = rng.pick(&[(8, 4), (8, 8), (5, 4), (1, 2), (12, 4)]);
     Geometry { ratios, window, swa_block_tokens, ..drafting(tiny_geometry()) }
@@ -381,7 +428,7 @@ fn real(_: &mut Rng) -> Geometry {
 /// Four million calls with tiny blocks, and enough of everything that is rare.
 fn tiny_games(seeds: std::ops::Range<u64>) {
     let seen = play(seeds, 2000, tiny);
-    assert_eq!(seen.operations, 4_000_000);
+    assert!(seen.calls >= 4_000_000);
     let enough = seen.restarts > 1200 && seen.overtakings > 2000 && seen.ends > 100_000;
     let enough = enough && seen.hits > 1500 && seen.swaps > 1500 && seen.evictions > 90_000;
     let enough = enough && seen.forwarded > 50_000 && seen.orphans > 15_000;
@@ -402,7 +449,7 @@ fn four_million_random_calls_of_other_seeds_obey_the_rules() {
 #[test]
 fn two_million_random_calls_with_the_real_blocks_obey_the_rules() {
     let seen = play(7000..8000, 2000, real);
-    assert_eq!(seen.operations, 2_000_000);
+    assert!(seen.calls >= 2_000_000);
     let enough = seen.overtakings > 200 && seen.ends > 50_000;
     let enough = enough && seen.forwarded > 20_000 && seen.accepted > 50_000;
     assert!(enough, "too little of what is rare: {seen:?}");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
-use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
+use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey};
 use dsv4_core::transfer::message::{Message, Word};
 use dsv4_core::transfer::proof::Transport;
 use dsv4_core::transfer::receiving::{Inspection, Tag};
@@ -62,6 +62,7 @@ pub fn settings(side: Side) -> RoomSettings {
         timing: Timing::default(),
         max_rooms: 4096,
         max_bytes_in_flight: 1 << 40,
+        deadline_ms: 300_000,
     }
 }
 
@@ -78,7 +79,7 @@ impl Pair {
     }
 
     pub fn over(sides: [Driver; 2]) -> Self {
-        Self {
+        let mut pair = Self {
             sides,
             mail: [VecDeque::new(), VecDeque::new()],
             postings: VecDeque::new(),
@@ -91,7 +92,9 @@ impl Pair {
             num_resets: 0,
             tampered: None,
             first_token: 7,
-        }
+        };
+        pair.wait(0); // from here on time is counted
+        pair
     }
 
     /// The real geometry in roomy pools.
@@ -220,10 +223,21 @@ impl Pair {
 
     pub fn plan(&mut self, side: usize) -> Option<Plan> {
         let plan = self.sides[side].plan()?;
-        if side == D {
-            self.note_tables(&plan);
-        }
+        self.note(side, &plan);
         Some(plan)
+    }
+
+    /// A step of this side was planned.
+    pub fn note(&mut self, side: usize, plan: &Plan) {
+        if side == D {
+            self.note_tables(plan);
+        }
+    }
+
+    /// Does nobody wait for anything?
+    pub fn is_quiet(&self) -> bool {
+        let waits = ["num_rooms", "num_arriving", "num_departing", "num_running", "num_waiting"];
+        [P, D].iter().all(|&side| waits.iter().all(|name| self.stat(side, name) == 0))
     }
 
     /// D's step reads and writes these blocks for its requests.
@@ -314,6 +328,3 @@ pub fn other_side(side: usize, room: u64) -> Transfer {
         on_failure: OnFailure::Recompute,
     }
 }
-
-/// The number of a ticket that nobody was given.
-pub const NO_TICKET: Ticket = Ticket(u64::MAX);

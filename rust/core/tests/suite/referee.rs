@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dsv4_core::geometry::Geometry;
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::limits::Limits;
-use dsv4_core::metadata::StepLayout;
+use dsv4_core::metadata::{Field, StepLayout};
 use dsv4_core::{Outcome, Plan};
 
 /// A request as the one who submitted it knows it.
@@ -58,12 +58,20 @@ type Life = (RequestId, usize);
 /// A step in flight: who reads which block, and whose samples are on their way.
 struct Flight {
     step: StepId,
-    /// Of the groups full, swa and state.
-    readers: [BTreeMap<i32, BTreeSet<Life>>; 3],
-    writers: [BTreeMap<i32, Life>; 3],
+    /// Of the groups full, swa and state, by block.
+    readers: [Vec<Readers>; 3],
+    writers: [Vec<Option<Life>>; 3],
     rows: Vec<Life>,
     samples: Vec<Sampled>,
     answer: Answered,
+}
+
+/// Who reads a block in a step.
+#[derive(Clone, Copy, PartialEq)]
+enum Readers {
+    Nobody,
+    One(Life),
+    Several,
 }
 
 /// What the device says of one row: one token per sample, of which the first `accepted` repeat the
@@ -115,8 +123,8 @@ pub struct Referee {
     pub known: BTreeMap<RequestId, Known>,
     flights: VecDeque<Flight>,
     num_steps: u64,
-    contents: [BTreeMap<i32, Content>; 2],
-    slots: BTreeMap<i32, Kept>,
+    contents: [Vec<Option<Content>>; 2],
+    slots: Vec<Option<Kept>>,
     /// Positions of each life below which a finite sample depends on everything.
     proven: BTreeMap<Life, usize>,
     pub num_hits: usize,
@@ -165,8 +173,8 @@ impl Referee {
             known: BTreeMap::new(),
             flights: VecDeque::new(),
             num_steps: 0,
-            contents: [BTreeMap::new(), BTreeMap::new()],
-            slots: BTreeMap::new(),
+            contents: [vec![None; capacity[0] + 1], vec![None; capacity[1] + 1]],
+            slots: vec![None; capacity[2] + 1],
             proven: BTreeMap::new(),
             num_hits: 0,
             num_swaps: 0,
@@ -222,6 +230,12 @@ impl Referee {
         self.known.remove(&id);
     }
 
+    /// Requests, or their tokens, of which some may run.
+    pub fn most_waiting(&self, tokens: bool) -> usize {
+        let count = |known: &Known| if tokens { known.tokens.len() } else { 1 };
+        self.known.values().map(count).sum()
+    }
+
     pub fn num_in_flight(&self) -> usize {
         self.flights.len()
     }
@@ -250,8 +264,8 @@ impl Referee {
 
         let mut flight = Flight {
             step: plan.step_id,
-            readers: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
-            writers: [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()],
+            readers: self.capacity.map(|most| vec![Readers::Nobody; most + 1]),
+            writers: self.capacity.map(|most| vec![None; most + 1]),
             rows: vec![],
             samples: vec![],
             answer: Answered::default(),
@@ -324,15 +338,18 @@ impl Referee {
 
     /// State is copied from slot to slot.
     fn copy(&mut self, what: &str, count: usize, arrays: &Arrays<'_>) {
+        if count == 0 {
+            return;
+        }
         let sources = &arrays.get(&format!("{what}_sources"))[..count];
         let targets = &arrays.get(&format!("{what}_targets"))[..count];
         for (source, target) in sources.iter().zip(targets) {
-            let kept = self.slots.get(source).cloned().expect("a slot that was written");
+            let kept = self.slots[at(*source)].clone().expect("a slot that was written");
             assert!((1..=self.capacity[2]).contains(&at(*target)));
             for flight in &self.flights {
-                assert!(!flight.writers[2].contains_key(target), "slot {target} is in use");
+                assert_eq!(flight.writers[2][at(*target)], None, "slot {target} is in use");
             }
-            self.slots.insert(*target, kept);
+            self.slots[at(*target)] = Some(kept);
         }
     }
 
@@ -459,7 +476,7 @@ impl Referee {
         let first = row.end - row.num_drafts;
         let hashes = (first..=row.end).map(|end| known.hash_in(row, end)).collect();
         let is_private = known.no_cache;
-        self.slots.insert(slot, Kept { first, hashes, writer, is_private });
+        self.slots[at(slot)] = Some(Kept { first, hashes, writer, is_private });
     }
 
     /// Which banks are read and written, which samples are whose, and what comes next.
@@ -515,10 +532,11 @@ impl Referee {
         let kept = &known.swa[(first - known.swa_first).min(known.swa.len())..];
         assert!(held.starts_with(kept), "{:?} became {held:?}", known.swa);
         (known.swa_first, known.swa) = (first, held.to_vec());
-        for (token, position) in (row.first_token..).zip(row.start..row.end) {
+        let slots = &arrays.get("swa_slots")[row.first_token..];
+        for (&found, position) in slots.iter().zip(row.start..row.end) {
             let block = swa[position / geometry.swa_block_tokens - first];
             let slot = at(block) * geometry.swa_block_tokens + position % geometry.swa_block_tokens;
-            assert_eq!(at(arrays.get("swa_slots")[token]), slot);
+            assert_eq!(at(found), slot);
         }
 
         let (full_tokens, swa_tokens) = (geometry.block_tokens, geometry.swa_block_tokens);
@@ -536,8 +554,8 @@ impl Referee {
         flight: &mut Flight,
     ) {
         let life = (row.id, self.known[&row.id].lives);
-        let distinct: BTreeSet<_> = ids.iter().collect();
-        assert_eq!(distinct.len(), ids.len(), "a table names a block twice: {ids:?}");
+        let is_twice = (1..ids.len()).any(|index| ids[..index].contains(&ids[index]));
+        assert!(!is_twice, "a table names a block twice: {ids:?}");
         for (index, &id) in (first..).zip(ids) {
             assert!((1..=self.capacity[group]).contains(&at(id)), "block {id} is in no pool");
             let end = (index + 1) * tokens;
@@ -549,25 +567,30 @@ impl Referee {
                 let end = end.min(row.end);
                 let hash = known.hash_in(row, end);
                 let content = Content { hash, end, writer: life, is_private };
-                self.contents[group].insert(id, content);
+                self.contents[group][at(id)] = Some(content);
                 for other in self.flights.iter().chain([&*flight]) {
-                    let readers = other.readers[group].get(&id);
-                    let only_me = readers.is_none_or(|lives| lives.iter().all(|&l| l == life));
+                    let readers = other.readers[group][at(id)];
+                    let only_me = readers == Readers::Nobody || readers == Readers::One(life);
                     assert!(only_me, "block {id} is written, and read in step {}", other.step);
                 }
-                flight.writers[group].insert(id, life);
+                flight.writers[group][at(id)] = Some(life);
             } else {
-                let content = self.contents[group].get(&id).expect("a block that was written");
+                let content = &self.contents[group][at(id)].expect("a block that was written");
                 assert_eq!((content.hash, content.end), (known.hash(end), end), "block {id}");
                 self.check_lent(life, content.writer, content.end, content.is_private);
                 for other in self.flights.iter().chain([&*flight]) {
-                    let writer = other.writers[group].get(&id).copied().unwrap_or(life);
+                    let writer = other.writers[group][at(id)].unwrap_or(life);
                     let is_over = !std::ptr::eq(other, &raw const *flight);
                     let mine = writer == life || (is_over && writer == content.writer);
                     assert!(mine, "block {id} is written in step {}", other.step);
                 }
             }
-            flight.readers[group].entry(id).or_default().insert(life);
+            let readers = &mut flight.readers[group][at(id)];
+            *readers = match *readers {
+                Readers::Nobody => Readers::One(life),
+                Readers::One(other) if other == life => Readers::One(life),
+                _ => Readers::Several,
+            };
         }
     }
 
@@ -586,16 +609,16 @@ impl Referee {
         let life = (row.id, known.lives);
         if row.start > 0 {
             let hash = known.hash(row.start);
-            let kept = self.slots.get(&slot).expect("a slot that was written");
+            let kept = self.slots[at(slot)].as_ref().expect("a slot that was written");
             let bank = row.start.checked_sub(kept.first).expect("a state that is not too new");
             assert_eq!(kept.hashes.get(bank), Some(&hash), "slot {slot} at {}", row.start);
             self.check_lent(life, kept.writer, row.start, kept.is_private);
         }
         for other in self.flights.iter().chain([&*flight]) {
-            let writer = other.writers[2].get(&slot).unwrap_or(&life);
-            assert_eq!(*writer, life, "slot {slot} is still used in step {}", other.step);
+            let writer = other.writers[2][at(slot)].unwrap_or(life);
+            assert_eq!(writer, life, "slot {slot} is still used in step {}", other.step);
         }
-        flight.writers[2].insert(slot, life);
+        flight.writers[2][at(slot)] = Some(life);
     }
 
     fn check_closing(&self, row: &Row, closing: &mut [Vec<i32>; 4]) {
@@ -696,16 +719,19 @@ struct Arrays<'a> {
 
 impl<'a> Arrays<'a> {
     fn get(&self, name: &str) -> &'a [i32] {
-        let fields = self.layout.fields();
-        let field = fields.iter().find(|field| field.name == name).expect("a field");
+        let field = self.field(name);
         let start = field.offset_bytes / 4;
         &self.memory[start..start + field.shape.iter().product::<usize>()]
     }
 
     fn row(&self, name: &str, index: usize) -> &'a [i32] {
-        let array = self.get(name);
-        let columns = array.len() / self.get("seq_lens").len();
-        &array[index * columns..(index + 1) * columns]
+        let field = self.field(name);
+        let (start, columns) = (field.offset_bytes / 4, field.shape[1]);
+        &self.memory[start..][index * columns..(index + 1) * columns]
+    }
+
+    fn field(&self, name: &str) -> &'a Field {
+        self.layout.fields().iter().find(|field| field.name == name).expect("a field")
     }
 }
 

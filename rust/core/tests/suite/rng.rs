@@ -1,5 +1,7 @@
 //! Reproducible numbers: `SplitMix64`, so that a seed is all it takes to replay a run.
 
+use std::cell::Cell;
+
 /// A stream of numbers that depends on its seed alone.
 pub struct Rng(u64);
 
@@ -36,13 +38,22 @@ impl Rng {
     }
 }
 
-/// Prints the seed of a run that panics.
+thread_local! {
+    static OPERATION: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The run of this thread is at its operation of this number.
+pub fn at_operation(number: usize) {
+    OPERATION.set(number);
+}
+
+/// Prints the seed of a run that panics, and how far it came.
 pub struct Seed(pub u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("failed with seed {}", self.0);
+            eprintln!("failed with seed {}, at operation {}", self.0, OPERATION.get());
         }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! Nothing outside this crate can bring such a state about; here the slot tables are overwritten.
 
+mod remote;
+
 use crate::budget::PoolSizes;
 use crate::geometry::tests::flash;
 use crate::ids::{BlockId, RequestId, StepId};
 use crate::limits::Limits;
 use crate::pool::{Pool, SlotState, Why};
-use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, Ticket, WriterKey};
 use crate::{Core, Event, Finish, NewRequest, Outcome};
 
 const SIZES: PoolSizes = PoolSizes { full_blocks: 16, swa_blocks: 60, state_slots: 4 };
@@ -256,104 +257,4 @@ fn ten_thousand_violations_cost_a_request_each_and_never_the_process() {
     assert_eq!((num_failed, stat(&core, "num_running")), (10_000, 0));
     assert_eq!(stat(&core, "num_violations"), 10_000);
     heals(&mut core);
-}
-
-fn writer(room: u64) -> WriterKey {
-    let peer = PeerRank { incarnation: Incarnation(7), rank: 0 };
-    WriterKey { room: Room(room), epoch: Epoch(0), peer }
-}
-
-#[test]
-fn a_block_that_is_settled_while_somebody_may_write_it_is_nobodys_until_that_one_is_gone() {
-    let pool = Pool::new(crate::ids::Group::Full, 1);
-    let block = pool.take(RequestId(1)).expect("free").disclose(&[writer(1)]).expect("open");
-    let refused = block.settle().expect_err("it has a writer");
-    assert!(refused.violation.to_string().contains("has writers"), "{}", refused.violation);
-    drop(refused.block);
-    pool.repair(); // no handle is left, but the writer is
-    pool.reclaim(StepId(0));
-    assert_eq!((pool.counts().quarantined, pool.counts().doubted), (1, 0));
-    assert_eq!(pool.discharge(&writer(1)), 1);
-    pool.reclaim(StepId(0));
-    assert_eq!(pool.counts().free, 1);
-    pool.audit().expect("balanced");
-}
-
-#[test]
-fn a_block_in_doubt_is_not_released_by_its_last_writer_but_by_repair() {
-    let pool = Pool::new(crate::ids::Group::Full, 1);
-    let block = pool.take(RequestId(1)).expect("free").disclose(&[writer(1)]).expect("open");
-    pool.state().overwrite(RequestId(1), SlotState::Quarantined(Why::Doubt));
-    assert_eq!(pool.discharge(&writer(1)), 1);
-    assert_eq!(pool.counts().quarantined, 1);
-    drop(block);
-    pool.repair();
-    pool.reclaim(StepId(0));
-    assert_eq!(pool.counts().free, 1);
-}
-
-#[test]
-fn a_disclosed_block_is_not_disclosed_again_nor_written_nor_sealed_nor_sent() {
-    for attempt in 0..3 {
-        let pool = Pool::new(crate::ids::Group::Full, 2);
-        let block = pool.take(RequestId(1)).expect("free").disclose(&[writer(1)]).expect("open");
-        let (id, life) = (block.id(), block.generation());
-        let refused = match attempt {
-            0 => pool.disclose(id, life, &[writer(2)]),
-            1 => pool.seal(id, life),
-            _ => pool.begin_read(id, life, Ticket(1)),
-        };
-        assert!(refused.is_err(), "attempt {attempt}");
-        assert_eq!((pool.counts().violations, pool.counts().quarantined), (1, 1));
-        pool.audit().expect("balanced");
-    }
-}
-
-#[test]
-fn an_audit_sees_a_block_that_is_free_while_somebody_may_write_it() {
-    let pool = Pool::new(crate::ids::Group::Full, 1);
-    let block = pool.take(RequestId(1)).expect("free").disclose(&[writer(1)]).expect("open");
-    pool.audit().expect("balanced");
-    pool.state().overwrite(RequestId(1), SlotState::Free);
-    let found = pool.audit().expect_err("free, with a writer");
-    assert!(found.to_string().contains("writers: 1"), "{found}");
-    drop(block);
-    pool.audit().expect("in quarantine");
-    pool.discharge(&writer(1));
-    pool.repair();
-    pool.reclaim(StepId(0));
-    assert_eq!(pool.counts().free, 1);
-}
-
-#[test]
-fn a_proof_for_a_block_of_another_life_is_counted_and_changes_nothing() {
-    let pool = Pool::new(crate::ids::Group::Full, 1);
-    let block = pool.take(RequestId(1)).expect("free").disclose(&[writer(1)]).expect("open");
-    drop(block);
-    pool.state().begin_next_life(crate::ids::BlockId::at(0));
-    assert_eq!(pool.discharge(&writer(1)), 1);
-    assert_eq!((pool.counts().violations, pool.counts().quarantined), (1, 1));
-}
-
-#[test]
-fn what_a_transfer_reads_is_not_free_before_it_ended_and_the_step_is_done() {
-    for step_is_last in [false, true] {
-        let pool = Pool::new(crate::ids::Group::Swa, 1);
-        let block = pool.take(RequestId(1)).expect("free");
-        block.read_by(Ticket(1)).expect("held");
-        pool.begin(StepId(1));
-        drop(block);
-        assert_eq!((pool.counts().retired, pool.counts().read), (1, 1));
-        if step_is_last {
-            assert_eq!(pool.end_read(Ticket(1)), 1);
-            pool.reclaim(StepId(0));
-        } else {
-            pool.reclaim(StepId(1));
-        }
-        assert_eq!(pool.counts().retired, 1);
-        pool.audit().expect("balanced");
-        pool.end_read(Ticket(1));
-        pool.reclaim(StepId(1));
-        assert_eq!((pool.counts().free, pool.counts().read), (1, 0));
-    }
 }

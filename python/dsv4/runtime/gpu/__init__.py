@@ -1,0 +1,1 @@
+"""Steps on one GPU: the model over its kernels, sampling included."""
