@@ -121,7 +121,7 @@ impl World {
         has.execute(step);
         let failed: Vec<usize> = has.failed_jobs(step);
         for job in failed {
-            self.withdraw(job);
+            self.withdraw(job, false);
             if self.rng.once_in(2) {
                 self.later(job);
             } else {
@@ -187,7 +187,9 @@ impl World {
             } else if self.overruns(job) {
                 withdrawn.insert(id);
                 self.fired(Fault::SlowClient, job);
-                self.withdraw(job);
+                let mut told = outcome.request_ids.iter().zip(&outcome.finished);
+                let is_over = told.any(|(&other, &finished)| other == id && finished != 0);
+                self.withdraw(job, is_over);
                 self.end(job, End::Overrun);
             }
         }
