@@ -92,12 +92,12 @@ impl Request {
 
     /// Adds a generated token; says whether the request ends with it.
     pub(crate) fn generate(&mut self, token: i32) -> Option<Finish> {
-        let may_stop = self.num_generated() >= self.min_tokens;
+        let num_before = self.num_generated();
         self.tokens.push(token);
-        if may_stop && self.stop_token_ids.contains(&token) {
+        if num_before >= self.min_tokens && self.stop_token_ids.contains(&token) {
             return Some(Finish::Stop);
         }
-        (self.num_generated() >= self.max_tokens).then_some(Finish::Length)
+        (num_before + 1 >= self.max_tokens).then_some(Finish::Length)
     }
 }
 
@@ -167,6 +167,13 @@ impl Active {
 
     /// The window begins at `position` from now on. `newest`: the newest step that was planned.
     pub(crate) fn slide(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
+        if self.tables.swa.holes_before(position) > 0 {
+            self.slide_past(position, newest, geometry);
+        }
+    }
+
+    #[inline(never)] // once in a block
+    fn slide_past(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
         let (saves, mut count) = (&mut self.reuse.saves, 0);
         self.tables.swa.slide(position, |index, block| {
             count += 1;

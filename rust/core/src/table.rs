@@ -131,9 +131,20 @@ impl BlockTable {
         end.saturating_sub(self.end()).div_ceil(self.block_tokens)
     }
 
-    /// The block of a position that is covered.
-    pub fn id_at(&self, position: usize) -> i32 {
-        self.row[position / self.block_tokens - self.first]
+    /// The block of a position that is covered, and the place of the position in it.
+    pub fn locate(&self, position: usize) -> (i32, usize) {
+        let (place, inside) = match self.inside_last(position) {
+            Some(inside) => (self.row.len() - 1, inside),
+            None => (position / self.block_tokens - self.first, position % self.block_tokens),
+        };
+        (self.row[place], inside)
+    }
+
+    /// The place of a position in the last block, if it is there. What a decoding request writes
+    /// is, and needs no division.
+    fn inside_last(&self, position: usize) -> Option<usize> {
+        let inside = (position + self.block_tokens).checked_sub(self.end())?;
+        (inside < self.block_tokens).then_some(inside)
     }
 
     /// Blocks promised at admission.
@@ -231,7 +242,17 @@ impl BlockTable {
 
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
-        while (self.first + self.closed.len() + 1) * self.block_tokens <= written {
+        if self.next_full() > written { Ok(()) } else { self.seal_full(written) }
+    }
+
+    /// The first open block is full once positions below this are written.
+    fn next_full(&self) -> usize {
+        (self.first + self.closed.len() + 1) * self.block_tokens
+    }
+
+    #[inline(never)] // once in a block
+    fn seal_full(&mut self, written: usize) -> Result<(), Violation> {
+        while self.next_full() <= written {
             let Some(block) = self.open.pop_front() else { break };
             match block.seal() {
                 Ok(block) => self.closed.push_back(Closed::Sealed(block)),
@@ -244,10 +265,18 @@ impl BlockTable {
         Ok(())
     }
 
+    /// Blocks wholly before `position`.
+    pub(crate) fn holes_before(&self, position: usize) -> usize {
+        if position < (self.first + 1) * self.block_tokens {
+            return 0; // nearly always, and without a division
+        }
+        (position / self.block_tokens - self.first).min(self.row.len())
+    }
+
     /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
     /// up by dropping them.
     pub fn slide(&mut self, position: usize, mut take: impl FnMut(usize, Slid)) {
-        let holes = (position / self.block_tokens).saturating_sub(self.first).min(self.row.len());
+        let holes = self.holes_before(position);
         if holes == 0 {
             return;
         }
@@ -307,15 +336,19 @@ impl BlockTable {
         start: usize,
         end: usize,
     ) -> Result<(), Violation> {
-        let closed = self.first + self.closed.len();
-        for index in start / self.block_tokens..end.div_ceil(self.block_tokens) {
-            let block = index.checked_sub(closed).and_then(|place| self.open.get(place));
-            match block {
-                Some(block) => state.expect_open(block.id(), block.generation())?,
-                None => return Err(state.refuse_write(self.owner, self.closed_id(index))),
-            }
+        if self.inside_last(start).is_some() && end <= self.end() {
+            return self.check_write(state, self.first + self.row.len() - 1);
         }
-        Ok(())
+        let mut indices = start / self.block_tokens..end.div_ceil(self.block_tokens);
+        indices.try_for_each(|index| self.check_write(state, index))
+    }
+
+    fn check_write(&self, state: &mut State, index: usize) -> Result<(), Violation> {
+        let place = index.checked_sub(self.first + self.closed.len());
+        match place.and_then(|place| self.open.get(place)) {
+            Some(block) => state.expect_open(block.id(), block.generation()),
+            None => Err(state.refuse_write(self.owner, self.closed_id(index))),
+        }
     }
 
     /// The full block at an index, to name in a violation: only if no other request reads it.

@@ -183,6 +183,7 @@ impl State {
     }
 
     /// A write outside the open blocks of `owner`, as its table found it; `id` if it names a block.
+    #[cold]
     pub(crate) fn refuse_write(&mut self, owner: RequestId, id: Option<BlockId>) -> Violation {
         self.counts.violations += 1;
         let violation = Violation {
@@ -224,6 +225,7 @@ impl State {
 
     /// Counts a broken invariant and, if the handle is of the slot's present life, quarantines
     /// the block: its state is in doubt. A handle of an earlier life has no say over the block.
+    #[cold]
     pub(super) fn violate(&mut self, id: BlockId, generation: u32, what: &str) -> Violation {
         let slot = self.slots[id.place()];
         self.counts.violations += 1;

@@ -42,14 +42,24 @@ impl Prefix {
     /// The rows below `written` are good: the full blocks and the saves among them are cached.
     pub(crate) fn publish(
         &mut self,
-        mut computed: Computed<'_>,
+        computed: Computed<'_>,
         written: usize,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        let num_full = written / self.block_tokens;
-        if computed.reuse.num_published >= num_full || !self.caches(computed.sharing) {
+        let next_full = (computed.reuse.num_published + 1) * self.block_tokens;
+        if written < next_full || !self.caches(computed.sharing) {
             return Ok(());
         }
+        self.publish_full(computed, written / self.block_tokens, geometry)
+    }
+
+    #[inline(never)] // once in a block
+    fn publish_full(
+        &mut self,
+        mut computed: Computed<'_>,
+        num_full: usize,
+        geometry: &Geometry,
+    ) -> Result<(), Violation> {
         computed.sharing.extend_keys(computed.tokens, self.block_tokens);
         while computed.reuse.num_published < num_full {
             let Some(node) = self.publish_block(&mut computed)? else { break };

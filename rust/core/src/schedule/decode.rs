@@ -57,6 +57,9 @@ impl Scheduler {
     /// How many drafts a request brings: no more than it has output left for, and than there is
     /// room for without taking it from anybody.
     fn choose_drafts(&mut self, place: Place, start: usize, drafts_left: usize) -> usize {
+        if self.limits.max_draft_tokens == 0 {
+            return 0;
+        }
         let Phase::Decoding(decoding) = self.requests.at(place) else { return 0 };
         let output = decoding.active.request.output_left();
         let max_draft_tokens = self.dispatch.band().max_draft_tokens;

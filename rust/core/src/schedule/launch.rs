@@ -133,9 +133,9 @@ impl Scheduler {
             if row.num_samples > 0 {
                 plan.sample_counts.push(row.num_samples);
             }
-            for end in row.num_sure() + 1..=row.end() {
+            for position in row.num_sure()..row.end() {
                 plan.sample_request_ids.push(row.id);
-                plan.sample_positions.push(end - active.request.num_prompt_tokens);
+                plan.sample_positions.push(position + 1 - active.request.num_prompt_tokens);
             }
             plan.num_forwarded += usize::from(row.source.is_some());
             plan.num_draft_tokens += drafts.len();

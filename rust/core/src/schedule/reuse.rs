@@ -101,8 +101,8 @@ impl Scheduler {
             0 | 1 => row.end(),
             _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
         };
-        let is_boundary = end % self.geometry.block_tokens == 0;
-        if !is_boundary || !self.prefix.caches(&active.request.sharing) {
+        let is_cached = self.prefix.caches(&active.request.sharing);
+        if !is_cached || end % self.geometry.block_tokens != 0 {
             return;
         }
         let is_stop = active.reuse.stops.has(end);

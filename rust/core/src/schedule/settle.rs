@@ -153,21 +153,11 @@ impl<'a> Event<'a> {
 }
 
 impl<'a> Answer<'a> {
-    fn num_accepted(&self, index: usize) -> usize {
-        self.accepted.get(index).copied().unwrap_or_default()
-    }
-
-    /// The part of one row, which has the samples from `first` on and is the row `index` of those
-    /// that are sampled.
-    fn of_row(&self, first: usize, index: usize, max_draft_tokens: usize) -> RowAnswer<'a> {
-        let samples = first..=first + self.num_accepted(index);
+    /// The part of one row, of whose samples these count.
+    fn of_row(&self, samples: std::ops::Range<usize>, drafts: &'a [i32]) -> RowAnswer<'a> {
         let broken = self.non_finite.iter().filter(|&sample| samples.contains(sample)).min();
-        let drafts = self.drafts.chunks_exact(max_draft_tokens.max(1)).nth(index);
-        RowAnswer {
-            tokens: &self.tokens[samples.clone()],
-            broken: broken.map(|sample| sample - first),
-            drafts: drafts.unwrap_or_default(),
-        }
+        let broken = broken.map(|sample| sample - samples.start);
+        RowAnswer { tokens: &self.tokens[samples], broken, drafts }
     }
 }
 
@@ -291,16 +281,19 @@ impl Scheduler {
     /// Rows of requests that have ended since are passed over.
     fn settle(&mut self, flight: &Flight, answer: &Answer<'_>, outcome: &mut Outcome) {
         outcome.reserve(flight.num_samples);
-        let (mut first, mut index) = (0, 0);
+        let mut accepted = answer.accepted.iter();
+        let mut drafts = answer.drafts.chunks_exact(self.limits.max_draft_tokens.max(1));
+        let mut first = 0;
         for row in &flight.rows {
             if row.num_samples == 0 {
                 self.settle_chunk(row, outcome);
                 continue;
             }
-            let of_row = answer.of_row(first, index, self.limits.max_draft_tokens);
+            let num_accepted = accepted.next().copied().unwrap_or_default();
+            let drafts = drafts.next().unwrap_or_default();
+            let of_row = answer.of_row(first..first + num_accepted + 1, drafts);
             self.settle_samples(row, &of_row, outcome);
             first += row.num_samples;
-            index += 1;
         }
     }
 
@@ -367,11 +360,14 @@ impl Scheduler {
         }
         let ends = finish.is_some();
         finish = finish.and_then(|finish| self.send_last(row.place, row.id, finish));
-        for (index, &token) in tokens.iter().enumerate() {
-            let is_last = index + 1 == count && finish != Some(Finish::NonFinite);
-            outcome.push(row.id, Some(token), finish.filter(|_| is_last));
+        let is_broken = finish == Some(Finish::NonFinite);
+        if let Some((&last, before)) = tokens.split_last() {
+            for &token in before {
+                outcome.push(row.id, Some(token), None);
+            }
+            outcome.push(row.id, Some(last), finish.filter(|_| !is_broken));
         }
-        if finish == Some(Finish::NonFinite) {
+        if is_broken {
             outcome.push(row.id, None, finish);
         }
         if ends {
