@@ -21,6 +21,8 @@
 //!   more of them; it may not
 //!   start before the steps are done that it was part of, whose answers still count.
 
+use std::cmp::Ordering;
+
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
@@ -211,7 +213,8 @@ impl Prefilling {
         if self.0.planned < self.0.request.tokens.len() {
             Phase::Prefilling(self)
         } else {
-            Phase::Decoding(Decoding { active: self.0, sample, drafts: vec![], bank: 0 })
+            let (newest, drafts) = (0, vec![]);
+            Phase::Decoding(Decoding { active: self.0, newest, sample, drafts, bank: 0 })
         }
     }
 }
@@ -220,6 +223,8 @@ impl Prefilling {
 #[derive(Debug)]
 pub(crate) struct Decoding {
     pub(crate) active: Active,
+    /// The last of its tokens: a plan need not fetch the end of a long list to know it.
+    newest: i32,
     /// Place of its newest sample among those of its newest step.
     sample: usize,
     /// Tokens that may come after the next one; a step finds out.
@@ -242,21 +247,23 @@ impl Decoding {
     /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
     pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
         let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
+        let newest = request.tokens[planned];
         let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
-        Self { active, sample: 0, drafts: vec![], bank: 0 }
+        Self { active, newest, sample: 0, drafts: vec![], bank: 0 }
     }
 
     pub(crate) fn next(&self) -> Next {
-        let Request { tokens, .. } = &self.active.request;
-        match tokens.get(self.active.planned) {
-            Some(&token) => Next::Known(token),
-            None if self.active.planned == tokens.len()
-                && self.active.request.output_left() > 1 =>
-            {
-                Next::Sampled(self.sample)
-            }
-            None => Next::None,
+        let num_tokens = self.active.request.tokens.len();
+        match self.active.planned.cmp(&num_tokens) {
+            Ordering::Less => Next::Known(self.newest),
+            Ordering::Equal if self.active.request.output_left() > 1 => Next::Sampled(self.sample),
+            _ => Next::None,
         }
+    }
+
+    /// The tokens that its next row is sure of: one, or none if only a step in flight knows it.
+    pub(crate) fn known(&self) -> &[i32] {
+        if matches!(self.next(), Next::Known(_)) { std::slice::from_ref(&self.newest) } else { &[] }
     }
 
     /// The next token is part of `step`, and a sample is in flight.
@@ -265,10 +272,12 @@ impl Decoding {
         self.sample = sample;
     }
 
-    /// `count` tokens came of a step that was sure of one: the drafts before the last are computed.
-    pub(crate) fn accept(&mut self, count: usize, drafts: &[i32]) {
-        self.bank = count - 1;
-        self.active.planned += count - 1;
+    /// These tokens came of a step that was sure of one: the drafts before the last are computed.
+    pub(crate) fn accept(&mut self, tokens: &[i32], drafts: &[i32]) {
+        let Some((&newest, accepted)) = tokens.split_last() else { return };
+        self.newest = newest;
+        self.bank = accepted.len();
+        self.active.planned += accepted.len();
         self.drafts.clear();
         self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }

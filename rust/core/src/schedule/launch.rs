@@ -114,13 +114,15 @@ impl Scheduler {
             let phase = self.requests.at(row.place);
             let Some(active) = phase.active() else { continue };
             let all = &active.request.tokens;
-            let (drafts, bank) = match phase {
-                Phase::Decoding(decoding) => (&decoding.drafts[..row.num_drafts()], decoding.bank),
-                _ => (&[][..], 0),
+            let (tokens, drafts, bank) = match phase {
+                Phase::Decoding(decoding) => {
+                    (decoding.known(), &decoding.drafts[..row.num_drafts()], decoding.bank)
+                }
+                _ => (&all[row.start..row.end()], &[][..], 0),
             };
             let first_sample = arrays.num_samples;
             arrays.push(&RowInput {
-                tokens: all.get(row.start..row.end() - drafts.len()).unwrap_or_default(),
+                tokens,
                 source: row.source,
                 drafts,
                 next: all.get(row.end()).copied(),

@@ -349,7 +349,7 @@ impl Scheduler {
             && count > 0
             && let Phase::Decoding(decoding) = phase
         {
-            decoding.accept(count, answer.drafts);
+            decoding.accept(tokens, answer.drafts);
             if count > 1 {
                 let start = self.geometry.window_start(decoding.active.planned);
                 decoding.active.slide(start, self.newest, &self.geometry);
