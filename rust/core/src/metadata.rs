@@ -26,6 +26,7 @@
 use crate::geometry::{C4, C128, Geometry};
 use crate::ids::{BlockId, int};
 use crate::limits::Limits;
+use crate::planted::{self, Bug};
 use crate::table::Tables;
 
 /// Arrays start at multiples of this many bytes.
@@ -129,7 +130,8 @@ impl StepLayout {
             fields.push(field);
         }
         let room = geometry.drafts;
-        let seeds = SeedRows { rows: drafting(requests), values: room.hc_mult * room.hidden };
+        let streams = if planted::is(Bug::SeedByHidden) { 1 } else { room.hc_mult };
+        let seeds = SeedRows { rows: drafting(requests), values: streams * room.hidden };
         let hash = fnv1a(&format!("{geometry:?} {fields:?} {seeds:?} {drafts}"));
         num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
         Self {
@@ -321,14 +323,17 @@ impl StepArrays<'_> {
         copy_row(full, &mut self.filled_full[row], tables.full.row());
         let swa = &mut self.block_table_swa[row * self.swa_columns..][..self.swa_columns];
         copy_row(swa, &mut self.filled_swa[row], tables.swa.row());
-        self.swa_first_block[row] = int(tables.swa.first());
+        if !planted::is(Bug::StaleFirst) {
+            self.swa_first_block[row] = int(tables.swa.first());
+        }
         fill_swa_slots(&mut self.swa_slots[tokens.clone()], start, tables);
         self.state_slots[row] = int(tables.slot.id().get() as usize);
-        self.state_resets[row] = i32::from(start == 0);
+        self.state_resets[row] = i32::from(start == 0 && !planted::is(Bug::SlotNotReset));
         self.c4.push(first, start, end, tables);
         self.c128.push(first, start, end, tables);
         self.drafts.push(row, tokens.clone(), self.num_samples, input);
-        for token in tokens.end - input.num_samples..tokens.end {
+        let too_many = usize::from(input.num_samples == 0 && planted::is(Bug::SampleTooMany));
+        for token in tokens.end - input.num_samples - too_many..tokens.end {
             self.sample_tokens[self.num_samples] = int(token);
             self.num_samples += 1;
         }
@@ -344,6 +349,9 @@ impl StepArrays<'_> {
         sources.fill(-1);
         if let Some(sample) = input.source {
             (ids[0], sources[0]) = (0, int(sample));
+            if planted::is(Bug::SourceUntold) {
+                sources[0] = -1;
+            }
             return;
         }
         let (known, drafts) = ids.split_at_mut(input.tokens.len());
@@ -352,7 +360,7 @@ impl StepArrays<'_> {
     }
 
     pub(crate) fn num_c4(&self) -> usize {
-        self.c4.count
+        self.c4.count + usize::from(self.c4.count > 0 && planted::is(Bug::Underfilled))
     }
 
     pub(crate) fn num_c128(&self) -> usize {
@@ -389,7 +397,7 @@ impl Drafts<'_> {
         // A bank for each state that may come to count: behind every draft, and before the first.
         let writes = &mut self.bank_writes[tokens];
         let (passed, kept) = writes.split_at_mut(writes.len() - 1 - input.drafts.len());
-        passed.fill(-1);
+        passed.fill(if planted::is(Bug::BankOverwritten) { 0 } else { -1 });
         for (place, bank) in kept.iter_mut().zip(0..) {
             *place = bank;
         }
@@ -416,6 +424,7 @@ fn copy_row(row: &mut [i32], filled: &mut i32, ids: &[i32]) {
     let (used, rest) = row.split_at_mut(ids.len());
     used.copy_from_slice(ids);
     let filled_before = usize::try_from(*filled).unwrap_or(usize::MAX);
+    let filled_before = if planted::is(Bug::RowNotCleared) { 0 } else { filled_before };
     let num_stale = filled_before.saturating_sub(ids.len()).min(rest.len());
     rest[..num_stale].fill(0);
     *filled = int(ids.len());
@@ -428,7 +437,8 @@ fn fill_swa_slots(slots: &mut [i32], start: usize, tables: &Tables) {
     let mut rest = slots;
     while !rest.is_empty() {
         let inside = position % block_tokens;
-        let (run, tail) = rest.split_at_mut((block_tokens - inside).min(rest.len()));
+        let run_past = usize::from(planted::is(Bug::RunPastBlock));
+        let (run, tail) = rest.split_at_mut((block_tokens + run_past - inside).min(rest.len()));
         let slot = tables.swa.id_at(position) * int(block_tokens) + int(inside);
         position += run.len();
         for (place, slot) in run.iter_mut().zip(slot..) {
@@ -465,8 +475,11 @@ impl<'a> Closing<'a> {
             return;
         }
         let closing = (start + 1).next_multiple_of(self.ratio) - 1;
+        let missed = planted::is(Bug::GroupNotClosed) && start % self.ratio != 0;
+        let closing = if missed { closing + self.ratio } else { closing };
         for position in (closing..end).step_by(self.ratio) {
             let row = position / self.ratio % self.rows_per_block;
+            let row = if planted::is(Bug::GroupMisplaced) { 0 } else { row };
             self.tokens[self.count] = int(first + position - start);
             self.slots[self.count] =
                 tables.full.id_at(position) * int(self.rows_per_block) + int(row);

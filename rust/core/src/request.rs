@@ -24,6 +24,7 @@
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
 use crate::table::Tables;
@@ -43,6 +44,7 @@ impl Rank {
     pub(crate) fn new(arrived: StepId, priority: i32, aging_steps: usize, id: RequestId) -> Self {
         let step =
             i64::try_from(arrived.0).expect("2^63 steps take longer than the hardware lasts");
+        let step = if planted::is(Bug::AgingOff) { 0 } else { step };
         let aging = i64::try_from(aging_steps).expect("checked to fit int32");
         Self { urgency: step + i64::from(priority) * aging, arrival: id }
     }
@@ -244,9 +246,10 @@ impl Decoding {
         match tokens.get(self.active.planned) {
             Some(&token) => Next::Known(token),
             None if self.active.planned == tokens.len()
-                && self.active.request.output_left() > 1 =>
+                && (self.active.request.output_left() > 1
+                    || planted::is(Bug::ForwardedPastEnd)) =>
             {
-                Next::Sampled(self.sample)
+                Next::Sampled(if planted::is(Bug::WrongSample) { 0 } else { self.sample })
             }
             None => Next::None,
         }
@@ -260,9 +263,12 @@ impl Decoding {
 
     /// `count` tokens came of a step that was sure of one: the drafts before the last are computed.
     pub(crate) fn accept(&mut self, count: usize, drafts: &[i32]) {
-        self.bank = count - 1;
-        self.active.planned += count - 1;
-        self.drafts.clear();
+        self.bank = if planted::is(Bug::BankKept) { 0 } else { count - 1 };
+        self.active.planned +=
+            if planted::is(Bug::AllAccepted) { self.drafts.len() } else { count - 1 };
+        if !planted::is(Bug::DraftsKept) {
+            self.drafts.clear();
+        }
         self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }
 }
