@@ -2,9 +2,14 @@
 
     scripts/planted.py [BUG ...]        those bugs alone, and the table is only printed
 
-Each bug is a variant of `Bug` in rust/core/src/planted.rs. It meets two kinds of tests: the random ones (the campaign, all
-layers, until one fails or the time is over), and those that have one behaviour in their name. A test that does not come
-to its end in time counts as failed. Exits with 1 if a bug passes both, or if the tests fail without any.
+Each bug is a variant of `Bug` in rust/core/src/planted.rs. It meets three kinds of tests:
+
+    random    the campaign, all layers, until one fails or the time is over; then the simulator
+    named     those of the core that have one behaviour in their name
+    search    every state of small worlds of rooms, if the others find nothing
+
+A test that does not come to its end in time counts as failed. Exits with 1 if a bug passes all, or if the tests fail
+without any.
 """
 
 from __future__ import annotations
@@ -15,16 +20,30 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "rust" / "core" / "src" / "planted.rs"
 TABLE = ROOT / "docs" / "planted_bugs.md"
-CAMPAIGN = "campaign::every_operation_agrees_with_its_model"
-RANDOM = ("campaign::", "model::", "conservation::", "chaos::", "progress::random_", "replay::random_")
-LIMIT_S = 60.0
-NAMED_LIMIT_S = 120.0
+CAMPAIGN = ["--exact", "campaign::every_operation_agrees_with_its_model", "--ignored"]
+SIMULATION = ["seeds_lose_nothing"]
+RANDOM = (
+    "campaign::",
+    "chaos::",
+    "conservation::",
+    "handles::",
+    "model::",
+    "progress::random_",
+    "replay::random_",
+    "storm::",
+)
+LIMIT_S = 20.0
+NAMED_LIMIT_S = 25.0
+FAILED = re.compile(r"^test (\S+).* \.\.\. FAILED$", re.MULTILINE)
+PLACE = re.compile(r"at operation (\d+)")
 
 
 @dataclass(frozen=True)
@@ -38,11 +57,19 @@ class Bug:
 
 
 @dataclass(frozen=True)
-class Catch:
-    """What found a bug: the random run and when, and the named tests that fail."""
+class Run:
+    """One process: whether all tests passed, what they printed, and how many seconds it took."""
 
-    layer: str | None
-    operation: str
+    passed: bool
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Catch:
+    """What finds a bug: a random run, in its words, after so many seconds; and the named tests that fail."""
+
+    random: str | None
     seconds: float
     named: tuple[str, ...]
 
@@ -55,71 +82,98 @@ def bugs(source: str) -> list[Bug]:
     return [Bug(number, *text) for number, text in enumerate(texts)]
 
 
-def build() -> list[Path]:
-    """The test binaries of the core, with bugs to switch on."""
+def build() -> dict[str, Path]:
+    """The test binaries of the core by the names of their targets, with bugs to switch on."""
     command = ["cargo", "test", "--release", "--locked", "-p", "dsv4-core", "--features", "forged,planted"]
-    command += ["--lib", "--test", "suite", "--no-run", "--message-format=json"]
+    command += ["--lib", "--test", "suite", "--test", "search", "--test", "sim", "--no-run", "--message-format=json"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     built = (json.loads(line) for line in done.stdout.splitlines())
-    return [Path(each["executable"]) for each in built if each.get("executable")]
+    return {each["target"]["name"]: Path(each["executable"]) for each in built if each.get("executable")}
 
 
-def run(command: list[str | Path], bug: Bug | None, limit_s: float) -> tuple[bool, str, float]:
-    """Whether all tests passed, what they printed, and after how long; a run that takes too long is a failure."""
-    env = {**os.environ, "RUST_BACKTRACE": "0", "OPS": "1e9" if bug else "1e7", "HOURS": str(LIMIT_S / 3600)}
-    env.pop("DSV4_PLANTED", None)
-    if bug:
-        env["DSV4_PLANTED"] = str(bug.number)
+def run(binary: Path, words: Iterable[str], bug: Bug | None, limit_s: float) -> Run:
+    """A test binary with a bug; one that takes too long has failed."""
+    settings = {"RUST_BACKTRACE": "0", "OPS": "1e10", "HOURS": str(LIMIT_S / 3600)}
+    env = {**os.environ, **settings, "DSV4_PLANTED": str(bug.number) if bug else ""}
     start = time.monotonic()
-    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env, **merged) as process:
+    command = [str(binary), *words]
+    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, cwd=ROOT / "rust" / "core", env=env, **merged) as process:  # type: ignore[call-overload]
         try:
             text, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            text = process.communicate()[0] + "\nit does not end"
-        return process.returncode == 0, text, time.monotonic() - start
+            process.communicate()
+            return Run(False, "does not end", time.monotonic() - start)
+        return Run(process.returncode == 0, text, time.monotonic() - start)
 
 
-def meet(bug: Bug | None, binaries: list[Path]) -> Catch:
+def by_chance(bug: Bug | None, binaries: dict[str, Path]) -> tuple[str | None, float]:
+    """The random run that fails, and after how many seconds."""
+    campaign = run(binaries["suite"], CAMPAIGN, bug, LIMIT_S + 10)
+    if not campaign.passed:
+        layer = re.search(r"LAYER=(\w+)", campaign.text)
+        place = PLACE.search(campaign.text)
+        if layer:
+            return f"{layer[1]}, operation {place[1]}" if place else layer[1], campaign.seconds
+        return "does not end" if campaign.text == "does not end" else "the process aborts", campaign.seconds
+    simulation = run(binaries["sim"], SIMULATION, bug, NAMED_LIMIT_S)
+    return (None if simulation.passed else "simulator"), campaign.seconds + simulation.seconds
+
+
+def by_name(binary: Path, words: Iterable[str], bug: Bug | None) -> list[str]:
+    """The tests of a binary that fail, or what becomes of the process."""
+    done = run(binary, words, bug, NAMED_LIMIT_S)
+    if done.passed:
+        return []
+    return FAILED.findall(done.text) or [f"a test that {'does not end' if done.text == 'does not end' else 'aborts'}"]
+
+
+def meet(bug: Bug | None, binaries: dict[str, Path]) -> Catch:
     """What finds a bug; without one, nothing should."""
-    suite = next(path for path in binaries if path.name.startswith("suite"))
-    passed, text, seconds = run([suite, "--exact", CAMPAIGN, "--ignored"], bug, LIMIT_S + 30)
-    layer = None if passed else (re.search(r"LAYER=(\w+)", text) or ["", "it hangs"])[1]
-    place = re.search(r"at operation (\d+)", text)
-    named = []
+    random, seconds = by_chance(bug, binaries)
     skipped = [word for name in RANDOM for word in ("--skip", name)]
-    for binary in binaries:
-        passed, text, _ = run([binary, *skipped], bug, NAMED_LIMIT_S)
-        named += re.findall(r"^test (\S+).* \.\.\. FAILED$", text, re.MULTILINE)
-        named += [] if passed or named else ["a test that does not end"]
-    return Catch(layer, place[1] if place else "", seconds, tuple(sorted(named)))
+    named = by_name(binaries["dsv4_core"], [], bug) + by_name(binaries["suite"], skipped, bug)
+    if not random and not named:
+        named = by_name(binaries["search"], [], bug)
+    return Catch(random, seconds, tuple(sorted(named)))
 
 
 def row(bug: Bug, catch: Catch) -> str:
     """One line of the table."""
-    found = f"{catch.layer}, operation {catch.operation}" if catch.operation else catch.layer
-    random = f"{found}, {catch.seconds:.1f} s" if catch.layer else "not found"
-    first = f"`{catch.named[0]}`" + (f" and {len(catch.named) - 1} more" if catch.named[1:] else "") if catch.named else "–"
-    return f"| {bug.name} | {bug.origin} | {bug.planted} | {random} | {first} |"
+    random = f"{catch.random}, {catch.seconds:.1f} s" if catch.random else "–"
+    more = f" and {len(catch.named) - 1} more" if catch.named[1:] else ""
+    named = f"`{catch.named[0]}`{more}" if catch.named else "–"
+    return f"| {bug.name} | {bug.origin} | {bug.planted} | {random} | {named} |"
 
 
-def table(rows: list[str], caught: list[float], total: int, commit: str) -> str:
+def table(rows: list[str], seconds: list[float], commit: str, machine: str) -> str:
     """The document."""
-    median = sorted(caught)[len(caught) // 2] if caught else 0.0
     head = f"""# Planted bugs
 
-Written by `make test-planted` at commit {commit}: {total} bugs planted one at a time, all found; {len(caught)} of them by
-the random runs, after {median:.1f} s in the median and {max(caught, default=0.0):.1f} s at most. Each bug happened, in an
-engine that people use or in the design that we started from; where, is said in the words of `rust/core/src/planted.rs`.
+Written by `make test-planted` at commit {commit} on {machine}: {len(rows)} bugs planted one at a time, all found;
+{len(seconds)} of them by the random runs, after {median(seconds):.2f} s in the median and {max(seconds):.1f} s at most.
+Each bug happened in an engine that people use, or is one that this design could have. The first column is its switch in
+`rust/core/src/planted.rs`; the second says where it happened: sgl, vllm, trt and dyn are SGLang, vLLM, TensorRT-LLM and
+Dynamo, each with the number of an issue or a change there.
 
-The random runs are the campaign (`make test-core`): its layer, the operation of the seed at which it failed, and the time
-from the start of the process on two threads. The named tests are those of `rust/core` that fail besides.
+A random run is the campaign (`make test-core`): its layer, the operation of the seed at which it failed, and the time
+from the start of the process until it had stopped, on two threads. Where the campaign finds nothing in {LIMIT_S:.0f} s,
+the simulator is asked (`make sim`). The named tests are those of `rust/core` that fail besides.
 
 | bug | where it happened | what is planted | random runs | named tests |
 |---|---|---|---|---|
 """
     return head + "\n".join(rows) + "\n"
+
+
+def written(known: list[Bug], catches: list[Catch]) -> str:
+    """The document for what was found at the commit that is checked out."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    seconds = [catch.seconds for catch in catches if catch.random]
+    rows = [row(*each) for each in zip(known, catches, strict=True)]
+    return table(rows, seconds, commit, f"{os.cpu_count()} cores")
 
 
 def main(names: list[str]) -> int:
@@ -128,23 +182,19 @@ def main(names: list[str]) -> int:
     meant = [bug for bug in known if not names or bug.name in names]
     binaries = build()
     clean = meet(None, binaries)
-    if clean.layer or clean.named:
+    if clean.random or clean.named:
         print(f"without any bug: {clean}")
         return 1
-    rows, caught, missed = [], [], []
+    catches = []
     for bug in meant:
-        catch = meet(bug, binaries)
-        rows.append(row(bug, catch))
-        print(rows[-1], flush=True)
-        caught += [catch.seconds] if catch.layer else []
-        missed += [] if catch.layer or catch.named else [bug.name]
+        catches.append(meet(bug, binaries))
+        print(row(bug, catches[-1]), flush=True)
+    missed = [bug.name for bug, catch in zip(meant, catches, strict=True) if not catch.random and not catch.named]
     if missed:
         print(f"nothing finds {', '.join(missed)}")
         return 1
     if not names:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-        TABLE.write_text(table(rows, caught, len(meant), commit))
+        TABLE.write_text(written(known, catches))
     return 0
 
 

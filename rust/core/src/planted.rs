@@ -1,4 +1,5 @@
-//! Bugs of other engines, planted one at a time: the tests must find each (`make test-planted`).
+//! Bugs of other engines, and some that this design could have, planted one at
+//! a time: the tests must find each (`make test-planted`).
 //!
 //! A site reads `if planted::is(Bug::DropFrees) { .. }`. Without the feature `planted`, which
 //! nothing that ships turns on, that is `false` at compile time and nothing is left of it. With it,
@@ -22,7 +23,7 @@ pub(crate) enum Bug {
     NeighbourBlock,
     /// sgl#36637 | a reader that leaves takes the block from those who still read it
     ReaderTakesAll,
-    /// dyn kvbm v2 | quarantined blocks go back while handles of them are left
+    /// Dynamo's KVBM | quarantined blocks go back while handles of them are left
     RepairInUse,
     /// sgl#11970 | an aborted or finished request keeps its blocks
     EndLeaks,
@@ -52,11 +53,11 @@ pub(crate) enum Bug {
     EvictsNewest,
     /// sgl#34565 | the checkpoint where prefixes part is evicted like any other that was passed
     EvictsFork,
-    /// vllm#480 of local-inference-lab | the key of an evicted block is still found
+    /// local-inference-lab/vllm#480 | the key of an evicted block is still found
     PhantomHit,
     /// CVE-2026-10813 | keys have 8 bits, and nothing is compared on a hit
     ShortKey,
-    /// 7 providers of reliability row 21 | the salt is no part of a key, and is not compared
+    /// arXiv 2502.07776 | the salt is no part of a key, and is not compared
     SaltIgnored,
     /// sgl#22819 | a hit may cover the whole prompt, at its last boundary
     HitCoversAll,
@@ -70,7 +71,7 @@ pub(crate) enum Bug {
     NonFiniteCached,
     /// vllm#50702 | blocks are cached before the step that writes them is done
     PublishedEarly,
-    /// kvbm-logical Duplicate | what was computed twice is kept twice
+    /// Dynamo's KVBM | what was computed twice is kept twice
     DuplicateKept,
     /// sgl#26907 | a generation leaves a checkpoint at each boundary that it passes
     RollingKept,
@@ -84,7 +85,7 @@ pub(crate) enum Bug {
     Underfilled,
     /// sgl#26987 | a group's row is that of its first token in the block
     GroupMisplaced,
-    /// runtime 7.3 | a slot that is used again is not reset
+    /// design | a slot that is used again is not reset
     SlotNotReset,
     /// sgl#25889 | a window's first block is told as it was before
     StaleFirst,
@@ -116,65 +117,65 @@ pub(crate) enum Bug {
     HalfApplied,
     /// sgl#33206 | the token of logits that were not finite is taken for one
     NonFiniteTaken,
-    /// sgl#27228 | rows of rejected drafts are sealed
+    /// design | rows of rejected drafts are sealed
     RejectedSealed,
-    /// vllm#50702 | a block is cached with the row of a token that no step has computed
+    /// design | a block is cached with the row of a token that no step has computed
     UncomputedPublished,
     /// vllm#53912 | the state behind a rejected draft is kept as a checkpoint
     RejectedSaved,
-    /// kv_core 9.2 | an accepted run goes on behind the token that ends the request
+    /// design | an accepted run goes on behind the token that ends the request
     StopOverrun,
-    /// kv_core 9.2 | all drafts count, however many were accepted
+    /// design | all drafts count, however many were accepted
     AllAccepted,
-    /// kv_core 9.2 | the drafts of an earlier step stay behind the new ones
+    /// design | the drafts of an earlier step stay behind the new ones
     DraftsKept,
-    /// kv_core 9.2 | more drafts are brought than there is output left for
+    /// design | more drafts are brought than there is output left for
     DraftsPastEnd,
-    /// sgl#25805 | drafts are brought that no block covers
+    /// design | drafts are brought that no block covers
     DraftsUncovered,
-    /// sgl#27789 | the window slides as if all drafts were accepted
+    /// design | the window slides as if all drafts were accepted
     DraftsSlide,
-    /// deepseek_v4 7.4 | accepted drafts leave the state in the bank of the first token
+    /// design | accepted drafts leave the state in the bank of the first token
     BankKept,
-    /// deepseek_v4 7.4 | tokens before the last write the bank of the last
+    /// design | tokens before the last write the bank of the last
     BankOverwritten,
-    /// runtime 4.1 | a forwarded token is read from the sample of another request
+    /// design | a forwarded token is read from the sample of another request
     WrongSample,
-    /// runtime 4.1 | a forwarded token is taken for the token 0
+    /// design | a forwarded token is taken for the token 0
     SourceUntold,
-    /// runtime 4.1 | the token that ends a request is forwarded once more
+    /// design | the token that ends a request is forwarded once more
     ForwardedPastEnd,
-    /// runtime 4.1 | a row whose request has ended settles whoever has its place now
+    /// design | a row whose request has ended settles whoever has its place now
     EndedSettled,
     /// sgl#23919 | a seed has one stream's width
     SeedByHidden,
     /// sgl#24527, sgl#35049 | what is coming in is free as soon as its request gives it up
     IncomingFreed,
-    /// sgl#24527 | blocks are the request's own while a writer is left
+    /// design | blocks are the request's own while a writer is left
     SettledEarly,
     /// sgl#38961 | the first writer that is done frees the blocks of all
     FirstWriterFrees,
-    /// sgl#38961 | the proof of another attempt is accepted
+    /// vllm#52234 | the proof of another attempt is accepted
     StaleProof,
     /// trt#12542, trt#14565 | what a transfer reads is free when the steps are done
     ReadForgotten,
-    /// sgl#24527 | a writer owes nothing before it is heard of
+    /// design | a writer owes nothing before it is heard of
     OwesOnArrival,
-    /// sgl#35360, sgl#37077 | any answer to an abort is a proof
+    /// design | any answer to an abort is a proof
     AckProves,
-    /// disaggregation 2.2 | any refusal is a proof
+    /// design | any refusal is a proof
     RefusalProves,
-    /// disaggregation 2.2 | the first chunk that landed is a proof
+    /// design | the first chunk that landed is a proof
     ChunkProves,
-    /// vllm#21570, vllm#46283 | an abort that was not answered in time is a proof
+    /// vllm#21570, aibrix#1772 | an abort that was not answered in time is a proof
     TimeProves,
-    /// vllm#35764 | a lease that expires is a proof
+    /// vllm#21570 | a lease that expires is a proof
     LeaseFrees,
     /// sgl#38961 | one rank's answer discharges all ranks
     OneAckForAll,
-    /// disaggregation 2.2 | a process that died is a proof on every transport
+    /// design | a process that died is a proof on every transport
     AnythingProves,
-    /// sgl#22716 | a prompt is whole when one of its ranks says so
+    /// design | a prompt is whole when one of its ranks says so
     OneRankEnough,
     /// vllm#48633 | what was reported is not compared with what was planned
     ItemsUnchecked,
@@ -184,77 +185,77 @@ pub(crate) enum Bug {
     FlagUnchecked,
     /// sgl#23020 | the digest of what landed is not compared
     DigestUnchecked,
-    /// vllm#53029 | a first token that is none is believed
+    /// design | a first token that is none is believed
     FirstTokenUnchecked,
     /// mori#655 | what waits for an answer is said once
     SaidOnce,
     /// vllm#48633 | a chunk is posted although the room was given up
     PostsAfterAbort,
-    /// sgl#35360 | a transfer that failed counts as drained
+    /// design | a transfer that failed counts as drained
     FailedDrained,
-    /// sgl#35360 | drained is said while a transfer is under way
+    /// design | drained is said while a transfer is under way
     DrainedEarly,
     /// sgl#38961 | the source is released before its transfer has ended
     SourceReleased,
-    /// trt#13713 | all has landed, it is said, as soon as all is posted
+    /// design | all has landed, it is said, as soon as all is posted
     FinalEarly,
     /// sgl#30233 | an abort of the prefill side is not told
     AbortUntold,
-    /// sgl#24772 | a second list of addresses takes the place of the first
+    /// design | a second list of addresses takes the place of the first
     SecondOfferTaken,
-    /// vllm#53244 | a word from someone else counts as the peer's
+    /// design | a word from someone else counts as the peer's
     StrangerHeard,
     /// vllm#48633, nixl#1219 | lists of different lengths are cut to the shorter
     ListsCut,
-    /// dyn#7489 | as many bytes are on their way as there are
+    /// design | as many bytes are on their way as there are
     BytesUnbounded,
-    /// disaggregation 11 | a room begins with a peer that is known to be dead
+    /// design | a room begins with a peer that is known to be dead
     DeadPeerTaken,
     /// tokenspeed#1427 | a room that is over begins again
     RoomUsedTwice,
     /// tokenspeed#1427, smg#2463 | a late message finds no trace of a room that is over
     NoTombstone,
-    /// disaggregation 2.2 | who is told that a room is unknown is not noted
+    /// design | who is told that a room is unknown is not noted
     AnswerWithoutNote,
-    /// disaggregation 2.2 | a room that may still be landing is forgotten like any other
+    /// design | a room that may still be landing is forgotten like any other
     DoubtForgotten,
     /// sgl#38961 | an abort of a room that is over is not answered
     AbortUnanswered,
-    /// disaggregation 2.1 | a message of an earlier attempt reaches this one
+    /// design | a message of an earlier attempt reaches this one
     EpochIgnored,
-    /// disaggregation 2.2 | addresses from before the way in was cut are taken behind it
+    /// design | addresses from before the way in was cut are taken behind it
     OldOfferTaken,
     /// vllm#53244, vllm#53095 | a heartbeat renews nothing
     BeatRenewsNothing,
     /// dyn#9080, sgl#22901 | the largest rooms are placed on another rank
     OldPlacement,
-    /// disaggregation 4 | the tail is one block short where a prompt ends with a block
+    /// design | the tail is one block short where a prompt ends with a block
     TailShort,
-    /// disaggregation I15 | the slot that a prompt's state comes to is not reset
+    /// design | the slot that a prompt's state comes to is not reset
     StateNotReset,
-    /// disaggregation I15 | the slot is reset when the state has landed
+    /// design | the slot is reset when the state has landed
     ResetLate,
     /// vllm#52234 | an aux row keeps the tag of its last room
     TagNotZeroed,
-    /// vllm#52234 | the full blocks that a ticket took leave again with the next
+    /// design | the full blocks that a ticket took leave again with the next
     SentTwice,
     /// vllm#48633 | what the other side has cached is sent to where the rest belongs
     HitSent,
-    /// disaggregation 4 | a prompt's last block leaves before its last chunk is done
+    /// design | a prompt's last block leaves before its last chunk is done
     LastBlockEarly,
-    /// disaggregation 4 | the window slides past what is still to be sent
+    /// design | the window slides past what is still to be sent
     SentWindowSlid,
     /// sgl#33187 | what is computed behind logits that are not finite is sent
     NonFiniteSent,
-    /// sgl#35049 | offers go out however much waits for proofs
+    /// design | offers go out however much waits for proofs
     OffersUnbounded,
     /// sgl#36458, dyn#13855 | a landing takes what those that run need to finish
     LandsOnLives,
-    /// sgl#23392 | a landing that fails leaves its place in the cache in use
+    /// design | a landing that fails leaves its place in the cache in use
     LandingLeaks,
-    /// vllm#48633 | a prompt that did not come ends its request, whatever was asked
+    /// vllm#52234 | a prompt that did not come ends its request, whatever was asked
     NeverRecomputed,
-    /// vllm#48633 | a prompt that does not fit waits while all others start
+    /// design | a prompt that does not fit waits while all others start
     ArrivalsStarve,
     /// vllm#41269, sgl#29123 | who waits for its other side waits for ever
     DeadlineIgnored,

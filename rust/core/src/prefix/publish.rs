@@ -47,8 +47,7 @@ impl Prefix {
         written: usize,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        let early = if planted::is(Bug::PublishedEarly) { self.block_tokens - 1 } else { 0 };
-        let num_full = (written + early).min(computed.tokens.len()) / self.block_tokens;
+        let num_full = written / self.block_tokens;
         if computed.reuse.num_published >= num_full || !self.caches(computed.sharing) {
             return Ok(());
         }

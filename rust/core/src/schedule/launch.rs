@@ -176,6 +176,13 @@ impl Scheduler {
             is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
+        if planted::is(Bug::PublishedEarly)
+            && let Some(active) = self.requests.at_mut(row.place).active_mut()
+            && active.seal(row.end()).is_ok()
+        {
+            let written = row.end().min(active.request.tokens.len());
+            let _ = self.prefix.publish(active.computed(), written, &self.geometry);
+        }
         let is_late = planted::is(Bug::SlideLate) && row.num_samples == 0;
         if let Some(active) = self.requests.at_mut(row.place).active_mut().filter(|_| !is_late) {
             // What is sent behind a whole prompt begins a position before what its next token sees.

@@ -352,11 +352,9 @@ impl Scheduler {
                 let saves = &mut active.reuse.saves;
                 saves.retain(|s| s.boundary <= written || s.boundary > row.end());
             }
-            let sealed = match planted::is(Bug::RejectedSealed) {
-                true => active.seal(row.end()),
-                false => active.seal(written),
-            };
             let written = written + usize::from(planted::is(Bug::UncomputedPublished));
+            let full = if planted::is(Bug::RejectedSealed) { row.end() } else { written };
+            let sealed = active.seal(full);
             let publish = |()| self.prefix.publish(active.computed(), written, &self.geometry);
             if sealed.and_then(publish).is_err() {
                 self.end_broken(row, outcome);
