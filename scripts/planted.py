@@ -104,7 +104,7 @@ def run(binary: Path, words: Iterable[str], bug: Bug | None, limit_s: float) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return Run(False, "does not end", time.monotonic() - start)
+            return Run(passed=False, text="does not end", seconds=time.monotonic() - start)
         return Run(process.returncode == 0, text, time.monotonic() - start)
 
 

@@ -5,7 +5,7 @@ use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room};
-use dsv4_core::transfer::message::{Message, Reason, Word};
+use dsv4_core::transfer::message::{Message, Reason, Refusal, Word};
 use dsv4_core::transfer::prealloc::Demand;
 use dsv4_core::transfer::proof::Evidence;
 use dsv4_core::transfer::receiving::Inspection;
@@ -301,6 +301,26 @@ fn ranks_that_write_one_prompt_are_obligations_of_their_own() {
         assert_eq!(room.decode.stat("full_quarantined"), left, "rank {rank}, drained {drained}");
     }
     room.decode.assert_at_rest();
+}
+
+#[test]
+fn a_refusal_is_a_proof_only_where_nothing_will_ever_be_written() {
+    let refusals = [
+        (Refusal::Busy, 3),
+        (Refusal::PromptMismatch, 3),
+        (Refusal::Unknown, 0),
+        (Refusal::Closed, 0),
+    ];
+    for (refusal, left) in refusals {
+        let mut room = TwoRanks::offered();
+        room.hear(0, Word::Refuse(refusal));
+        room.hear(3, Word::Refuse(refusal));
+        assert_eq!(room.decode.stat("full_quarantined"), left, "{refusal:?}");
+        room.hear(0, Word::AbortAck { drained: true });
+        room.hear(3, Word::AbortAck { drained: true });
+        room.decode.run(100);
+        room.decode.assert_at_rest();
+    }
 }
 
 #[test]
