@@ -43,6 +43,7 @@ RANDOM = (
 LIMIT_S = 20.0
 NAMED_LIMIT_S = 25.0
 FAILED = re.compile(r"^test (\S+).* \.\.\. FAILED$", re.MULTILINE)
+ENDED = re.compile(r"^test (\S+).* \.\.\. \w+", re.MULTILINE)
 PLACE = re.compile(r"at operation (\d+)")
 
 
@@ -58,11 +59,21 @@ class Bug:
 
 @dataclass(frozen=True)
 class Run:
-    """One process: whether all tests passed, what they printed, and how many seconds it took."""
+    """One process: its exit status, None if it did not end; what it printed, and how many seconds it took."""
 
-    passed: bool
+    status: int | None
     text: str
     seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all its tests did."""
+        return self.status == 0
+
+    @property
+    def fate(self) -> str:
+        """What became of it, where no test says more."""
+        return "does not end" if self.status is None else "aborts"
 
 
 @dataclass(frozen=True)
@@ -101,11 +112,11 @@ def run(binary: Path, words: Iterable[str], bug: Bug | None, limit_s: float) -> 
     with subprocess.Popen(command, cwd=ROOT / "rust" / "core", env=env, **merged) as process:  # type: ignore[call-overload]
         try:
             text, _ = process.communicate(timeout=limit_s)
+            return Run(process.returncode, text, time.monotonic() - start)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
-            return Run(passed=False, text="does not end", seconds=time.monotonic() - start)
-        return Run(process.returncode == 0, text, time.monotonic() - start)
+            text, _ = process.communicate()
+            return Run(None, text, time.monotonic() - start)
 
 
 def by_chance(bug: Bug | None, binaries: dict[str, Path]) -> tuple[str | None, float]:
@@ -116,17 +127,23 @@ def by_chance(bug: Bug | None, binaries: dict[str, Path]) -> tuple[str | None, f
         place = PLACE.search(campaign.text)
         if layer:
             return f"{layer[1]}, operation {place[1]}" if place else layer[1], campaign.seconds
-        return "does not end" if campaign.text == "does not end" else "the process aborts", campaign.seconds
+        return f"the process {campaign.fate}", campaign.seconds
     simulation = run(binaries["sim"], SIMULATION, bug, NAMED_LIMIT_S)
     return (None if simulation.passed else "simulator"), campaign.seconds + simulation.seconds
 
 
 def by_name(binary: Path, words: Iterable[str], bug: Bug | None) -> list[str]:
-    """The tests of a binary that fail, or what becomes of the process."""
+    """The tests of a binary that fail; of one that takes the process down or does not end, the name is a guess."""
     done = run(binary, words, bug, NAMED_LIMIT_S)
     if done.passed:
         return []
-    return FAILED.findall(done.text) or [f"a test that {'does not end' if done.text == 'does not end' else 'aborts'}"]
+    if failed := FAILED.findall(done.text):
+        return failed
+    # Tests begin in order: the first that has not come to its end is the one.
+    listed = subprocess.run([binary, "--list", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+    names = re.findall(r"^(\S+): test$", listed, re.MULTILINE)
+    ended = set(ENDED.findall(done.text))
+    return [next((name for name in names if name not in ended), "a test")]
 
 
 def meet(bug: Bug | None, binaries: dict[str, Path]) -> Catch:

@@ -324,6 +324,20 @@ fn a_refusal_is_a_proof_only_where_nothing_will_ever_be_written() {
 }
 
 #[test]
+fn what_was_written_must_be_what_was_planned() {
+    let mut room = TwoRanks::offered();
+    let items = room.items - 1;
+    for rank in [0, 3] {
+        room.hear(rank, Word::ChunkDone { chunk: 1, items, digest: 1 });
+        let outcome = room.hear(rank, Word::Final { chunks: 1, digest: 1 });
+        assert!(outcome.errands.checks.is_empty(), "nobody looks at what is not whole");
+    }
+    assert_eq!(room.decode.stat("num_recomputed"), 1);
+    room.decode.run(100);
+    room.decode.assert_at_rest();
+}
+
+#[test]
 fn a_prompt_is_there_when_every_rank_said_so() {
     let mut room = TwoRanks::offered();
     let items = room.items;
@@ -429,10 +443,11 @@ fn a_wrong_tag_digest_or_flag_or_token_is_never_served() {
         pair.tampered = tampers.get(case).copied();
         pair.first_token = if case == 3 { 1000 } else { 7 };
         let [_, d] = pair.submit(5, 600, 4);
-        while pair.stat(D, "num_recomputed") == 0 {
+        for _ in 0..20 {
             pair.pump();
             pair.step(P);
         }
+        assert_eq!(pair.stat(D, "num_recomputed"), 1, "case {case}");
         assert_eq!(pair.tokens(D, d), [0; 0], "case {case}");
         assert_eq!(pair.stat(D, "full_cached"), 0, "what was not believed is not shared");
         pair.run();
