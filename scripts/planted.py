@@ -40,7 +40,7 @@ RANDOM = (
     "replay::random_",
     "storm::",
 )
-LIMIT_S = 20.0
+LIMIT_S = 15.0
 NAMED_LIMIT_S = 25.0
 FAILED = re.compile(r"^test (\S+).* \.\.\. FAILED$", re.MULTILINE)
 ENDED = re.compile(r"^test (\S+).* \.\.\. \w+", re.MULTILINE)

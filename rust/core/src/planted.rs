@@ -241,8 +241,6 @@ pub(crate) enum Bug {
     SentTwice,
     /// vllm#48633 | what the other side has cached is sent to where the rest belongs
     HitSent,
-    /// design | a prompt's last block leaves before its last chunk is done
-    LastBlockEarly,
     /// design | the window slides past what is still to be sent
     SentWindowSlid,
     /// sgl#33187 | what is computed behind logits that are not finite is sent

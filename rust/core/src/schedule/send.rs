@@ -122,9 +122,7 @@ impl Scheduler {
         let Some(active) = self.requests.at(place).active() else { return Ok(()) };
         let num_full = written / self.geometry.block_tokens;
         // The last chunk takes the last block along, full or not.
-        let last = usize::from(!planted::is(Bug::LastBlockEarly));
-        let num_full =
-            num_full.min((active.request.tokens.len() - last) / self.geometry.block_tokens);
+        let num_full = num_full.min((active.request.tokens.len() - 1) / self.geometry.block_tokens);
         if num_full <= departing.num_sent {
             return Ok(());
         }

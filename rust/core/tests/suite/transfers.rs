@@ -713,11 +713,13 @@ fn an_arrival_that_waited_long_enough_holds_the_queue_back() {
 
 #[test]
 fn a_landing_leaves_what_those_that_run_need_to_finish() {
-    // Whoever runs may grow to 5 blocks of 6; a landing of 2 would take what it needs.
-    let mut pair = narrow(sizes(6, 128, 8), &limits());
-    let local = pair.sides[D].submit(600, 600);
+    // Whoever runs may grow to 8 blocks of 8, of which it was promised 5: a landing of 2 would fit
+    // now, and take what it needs in the end.
+    let mut pair = narrow(sizes(8, 128, 8), &limits());
+    let local = pair.sides[D].submit(600, 1400);
     assert!(pair.step(D));
-    pair.submit(1, 300, 300);
+    assert_eq!(pair.stat(D, "full_free") - pair.stat(D, "full_reserved"), 3);
+    pair.submit(1, 300, 100);
     while pair.deliver(P) || pair.deliver(D) {}
     assert_eq!(pair.stat(D, "num_landing"), 0);
     pair.run();
