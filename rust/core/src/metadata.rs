@@ -26,6 +26,7 @@
 use crate::geometry::{C4, C128, Geometry};
 use crate::ids::{BlockId, int};
 use crate::limits::Limits;
+use crate::planted::{self, Bug};
 use crate::table::Tables;
 
 /// Arrays start at multiples of this many bytes.
@@ -129,7 +130,8 @@ impl StepLayout {
             fields.push(field);
         }
         let room = geometry.drafts;
-        let seeds = SeedRows { rows: drafting(requests), values: room.hc_mult * room.hidden };
+        let streams = if planted::is(Bug::SeedByHidden) { 1 } else { room.hc_mult };
+        let seeds = SeedRows { rows: drafting(requests), values: streams * room.hidden };
         let hash = fnv1a(&format!("{geometry:?} {fields:?} {seeds:?} {drafts}"));
         num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
         Self {
@@ -319,16 +321,20 @@ impl StepArrays<'_> {
         copy_row(full, &mut self.filled_full[row], tables.full.row());
         let swa = &mut self.block_table_swa[row * self.swa_columns..][..self.swa_columns];
         copy_row(swa, &mut self.filled_swa[row], tables.swa.row());
-        self.swa_first_block[row] = int(tables.swa.first());
+        if !planted::is(Bug::StaleFirst) {
+            self.swa_first_block[row] = int(tables.swa.first());
+        }
         fill_swa_slots(&mut self.swa_slots[tokens.clone()], start, tables);
         self.state_slots[row] = int(tables.slot.id().get() as usize);
-        self.state_resets[row] = i32::from(start == 0);
+        self.state_resets[row] = i32::from(start == 0 && !planted::is(Bug::SlotNotReset));
         self.c4.push(first, start, end, tables);
         self.c128.push(first, start, end, tables);
         self.drafts.push(row, tokens.clone(), self.num_samples, input);
-        let samples = &mut self.sample_tokens[self.num_samples..][..input.num_samples];
-        count_up(samples, int(tokens.end - input.num_samples));
-        self.num_samples += input.num_samples;
+        let too_many = usize::from(input.num_samples == 0 && planted::is(Bug::SampleTooMany));
+        let num_samples = input.num_samples + too_many;
+        let samples = &mut self.sample_tokens[self.num_samples..][..num_samples];
+        count_up(samples, int(tokens.end - num_samples));
+        self.num_samples += num_samples;
         self.num_tokens = tokens.end;
         self.num_rows += 1;
         self.max_seq_len = self.max_seq_len.max(end);
@@ -339,8 +345,9 @@ impl StepArrays<'_> {
         let ids = &mut self.token_ids[first..first + input.num_tokens()];
         let sources = &mut self.token_sources[first..first + input.num_tokens()];
         if let ([id], [source]) = (&mut *ids, &mut *sources) {
+            let told = input.source.filter(|_| !planted::is(Bug::SourceUntold));
             *id = input.tokens.first().copied().unwrap_or(0); // nearly every row
-            *source = input.source.map_or(-1, int);
+            *source = told.map_or(-1, int);
             return;
         }
         debug_assert!(input.source.is_none(), "such a row has one token");
@@ -351,7 +358,7 @@ impl StepArrays<'_> {
     }
 
     pub(crate) fn num_c4(&self) -> usize {
-        self.c4.count
+        self.c4.count + usize::from(self.c4.count > 0 && planted::is(Bug::Underfilled))
     }
 
     pub(crate) fn num_c128(&self) -> usize {
@@ -388,7 +395,7 @@ impl Drafts<'_> {
         // A bank for each state that may come to count: behind every draft, and before the first.
         let writes = &mut self.bank_writes[tokens];
         let (passed, kept) = writes.split_at_mut(writes.len() - 1 - input.drafts.len());
-        passed.fill(-1);
+        passed.fill(if planted::is(Bug::BankOverwritten) { 0 } else { -1 });
         for (place, bank) in kept.iter_mut().zip(0..) {
             *place = bank;
         }
@@ -426,6 +433,7 @@ fn copy_row(row: &mut [i32], filled: &mut i32, ids: &[i32]) {
     let (used, rest) = row.split_at_mut(ids.len());
     used.copy_from_slice(ids);
     let filled_before = usize::try_from(*filled).unwrap_or(usize::MAX);
+    let filled_before = if planted::is(Bug::RowNotCleared) { 0 } else { filled_before };
     let num_stale = filled_before.saturating_sub(ids.len()).min(rest.len());
     if num_stale > 0 {
         rest[..num_stale].fill(0);
@@ -440,7 +448,8 @@ fn fill_swa_slots(slots: &mut [i32], start: usize, tables: &Tables) {
     let mut rest = slots;
     while !rest.is_empty() {
         let (id, inside) = tables.swa.locate(position);
-        let (run, tail) = rest.split_at_mut((block_tokens - inside).min(rest.len()));
+        let run_past = usize::from(planted::is(Bug::RunPastBlock));
+        let (run, tail) = rest.split_at_mut((block_tokens + run_past - inside).min(rest.len()));
         let slot = id * int(block_tokens) + int(inside);
         position += run.len();
         count_up(run, slot);
@@ -468,10 +477,13 @@ impl<'a, const RATIO: usize> Closing<'a, RATIO> {
             return;
         }
         let mut closing = (start + 1).next_multiple_of(RATIO) - 1;
+        let missed = planted::is(Bug::GroupNotClosed) && start % RATIO != 0;
+        closing += if missed { RATIO } else { 0 };
         while closing < end {
             let (id, inside) = tables.full.locate(closing);
+            let row = if planted::is(Bug::GroupMisplaced) { 0 } else { inside / RATIO };
             self.tokens[self.count] = int(first + closing - start);
-            self.slots[self.count] = id * int(self.rows_per_block) + int(inside / RATIO);
+            self.slots[self.count] = id * int(self.rows_per_block) + int(row);
             self.count += 1;
             closing += RATIO;
         }

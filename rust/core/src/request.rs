@@ -26,6 +26,7 @@ use std::cmp::Ordering;
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
 use crate::table::Tables;
@@ -45,6 +46,7 @@ impl Rank {
     pub(crate) fn new(arrived: StepId, priority: i32, aging_steps: usize, id: RequestId) -> Self {
         let step =
             i64::try_from(arrived.0).expect("2^63 steps take longer than the hardware lasts");
+        let step = if planted::is(Bug::AgingOff) { 0 } else { step };
         let aging = i64::try_from(aging_steps).expect("checked to fit int32");
         Self { urgency: step + i64::from(priority) * aging, arrival: id }
     }
@@ -256,7 +258,11 @@ impl Decoding {
         let num_tokens = self.active.request.tokens.len();
         match self.active.planned.cmp(&num_tokens) {
             Ordering::Less => Next::Known(self.newest),
-            Ordering::Equal if self.active.request.output_left() > 1 => Next::Sampled(self.sample),
+            Ordering::Equal
+                if self.active.request.output_left() > 1 || planted::is(Bug::ForwardedPastEnd) =>
+            {
+                Next::Sampled(if planted::is(Bug::WrongSample) { 0 } else { self.sample })
+            }
             _ => Next::None,
         }
     }
@@ -276,9 +282,12 @@ impl Decoding {
     pub(crate) fn accept(&mut self, tokens: &[i32], drafts: &[i32]) {
         let Some((&newest, accepted)) = tokens.split_last() else { return };
         self.newest = newest;
-        self.bank = accepted.len();
-        self.active.planned += accepted.len();
-        self.drafts.clear();
+        self.bank = if planted::is(Bug::BankKept) { 0 } else { accepted.len() };
+        self.active.planned +=
+            if planted::is(Bug::AllAccepted) { self.drafts.len() } else { accepted.len() };
+        if !planted::is(Bug::DraftsKept) {
+            self.drafts.clear();
+        }
         self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }
 }

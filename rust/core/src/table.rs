@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int};
+use crate::planted::{self, Bug};
 use crate::pool::{Pool, SlotState, State};
 use crate::transfer::ids::{Ticket, WriterKey};
 use crate::transfer::message::Target;
@@ -164,6 +165,10 @@ impl BlockTable {
     /// blocks.
     pub fn takeable(&self, num_retired: usize) -> usize {
         let counts = self.pool.counts();
+        if planted::is(Bug::PromiseBroken) {
+            return counts.free;
+        }
+        let num_retired = if planted::is(Bug::UnsettledPromise) { 0 } else { num_retired };
         let by_right = self.remainder().saturating_sub(num_retired).min(counts.free);
         by_right.max(counts.free.saturating_sub(counts.reserved - self.remainder()))
     }
@@ -191,7 +196,8 @@ impl BlockTable {
             if promised {
                 self.pool.state().counts_mut().reserved -= 1;
             }
-            self.row.push(int(block.id().get() as usize));
+            let id = block.id().get() as usize - usize::from(planted::is(Bug::NeighbourBlock));
+            self.row.push(int(id));
             self.open.push_back(block);
         }
         true
@@ -242,6 +248,7 @@ impl BlockTable {
 
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
+        let written = written + usize::from(planted::is(Bug::SealedEarly));
         if self.next_full() > written { Ok(()) } else { self.seal_full(written) }
     }
 
@@ -267,6 +274,8 @@ impl BlockTable {
 
     /// Blocks wholly before `position`.
     pub(crate) fn holes_before(&self, position: usize) -> usize {
+        let early = if planted::is(Bug::SlideEarly) { self.block_tokens - 1 } else { 0 };
+        let position = position + early;
         if position < (self.first + 1) * self.block_tokens {
             return 0; // nearly always, and without a division
         }
@@ -408,7 +417,7 @@ impl BlockTable {
 
 impl Drop for BlockTable {
     fn drop(&mut self) {
-        let remainder = self.remainder();
+        let remainder = if planted::is(Bug::PromiseLeaks) { 0 } else { self.remainder() };
         let mut state = self.pool.state();
         state.counts_mut().entitled -= self.entitled;
         state.counts_mut().reserved -= remainder;

@@ -4,6 +4,7 @@ use super::{Flight, Row, Scheduler};
 use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
 use crate::metadata::{RowInput, StepLayout};
+use crate::planted::{self, Bug};
 use crate::request::Phase;
 
 /// One decided step; its arrays are in the lent memory.
@@ -85,6 +86,9 @@ impl Scheduler {
                     broken.push(row.place);
                 }
             }
+        }
+        if planted::is(Bug::FailsAll) && !broken.is_empty() {
+            broken = self.chosen.iter().map(|row| row.place).collect();
         }
         for &place in &broken {
             self.chosen.retain(|row| row.place != place);
@@ -174,9 +178,19 @@ impl Scheduler {
             is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
-        if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+        if planted::is(Bug::PublishedEarly)
+            && let Some(active) = self.requests.at_mut(row.place).active_mut()
+            && active.seal(row.end()).is_ok()
+        {
+            let written = row.end().min(active.request.tokens.len());
+            let _ = self.prefix.publish(active.computed(), written, &self.geometry);
+        }
+        let is_late = planted::is(Bug::SlideLate) && row.num_samples == 0;
+        if let Some(active) = self.requests.at_mut(row.place).active_mut().filter(|_| !is_late) {
             // What is sent behind a whole prompt begins a position before what its next token sees.
-            let start = self.geometry.window_start(active.planned);
+            let ahead = if planted::is(Bug::DraftsSlide) { row.num_drafts() } else { 0 };
+            let start = self.geometry.window_start(active.planned + ahead);
+            let is_sent = is_sent && !planted::is(Bug::SentWindowSlid);
             let start = start.saturating_sub(usize::from(is_sent));
             active.slide(start, step, &self.geometry);
         }

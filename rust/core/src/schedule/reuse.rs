@@ -5,6 +5,7 @@ use crate::admit::Wait;
 use crate::block::{Block, Open};
 use crate::ids::{Group, RequestId};
 use crate::metadata::StepArrays;
+use crate::planted::{self, Bug};
 use crate::prefix::checkpoint::Save;
 use crate::prefix::find::Found;
 use crate::prefix::publish::Reuse;
@@ -25,7 +26,7 @@ impl Scheduler {
     /// Room for a waiting request, after evicting what is in the way.
     pub(super) fn find_room(&mut self, place: Place) -> Room {
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return Room::No };
-        if waiting.busy_until > self.done {
+        if waiting.busy_until > self.done && !planted::is(Bug::RestartsBusy) {
             return Room::No;
         }
         let request = &mut waiting.request;
@@ -94,7 +95,9 @@ impl Scheduler {
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
         let slot = active.tables.slot.id();
         if let Some(source) = active.reuse.restore.take() {
-            arrays.restores.push(source.id(), slot);
+            if !planted::is(Bug::RestoreSkipped) {
+                arrays.restores.push(source.id(), slot);
+            }
         }
         // Of drafts, the first boundary is the likeliest to be reached.
         let end = match row.num_samples {
@@ -141,6 +144,8 @@ impl Scheduler {
 
     /// A request gives up its blocks; what it left in the cache may be evicted from now on.
     pub(super) fn leave_cache(&mut self, active: &mut Active) {
-        self.prefix.trie.move_user(active.reuse.node.take(), None);
+        if !planted::is(Bug::UserLeaks) {
+            self.prefix.trie.move_user(active.reuse.node.take(), None);
+        }
     }
 }

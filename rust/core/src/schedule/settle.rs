@@ -4,6 +4,7 @@ use super::rooms::Errands;
 use super::{Flight, Row, Scheduler};
 use crate::error::Error;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::request::{Finish, Phase};
 use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
 use crate::transfer::message::Message;
@@ -201,7 +202,8 @@ impl Scheduler {
 
     fn check_events(&self, events: &[Event<'_>]) -> Result<(), Error> {
         let mut flights = self.flights.iter();
-        for event in events {
+        let num_checked = if planted::is(Bug::HalfApplied) { 1 } else { usize::MAX };
+        for event in events.iter().take(num_checked) {
             if let Some((step, answer)) = event.answer() {
                 let oldest = flights.next();
                 match oldest {
@@ -316,13 +318,18 @@ impl Scheduler {
         if is_waiting && self.rooms.departs(row.id) {
             return; // what the other side needs is gone: it computes it again
         }
+        if is_waiting && planted::is(Bug::TokenLost) {
+            return;
+        }
         let request = phase.request_mut();
         let num_finite = answer.broken.unwrap_or(answer.tokens.len());
+        let taken = planted::is(Bug::NonFiniteTaken);
+        let num_finite = if taken { answer.tokens.len() } else { num_finite };
         let (mut count, mut finish) = (0, None);
         for &token in &answer.tokens[..num_finite] {
             count += 1;
             finish = request.generate(token);
-            if finish.is_some() {
+            if finish.is_some() && !planted::is(Bug::StopOverrun) {
                 break;
             }
         }
@@ -334,11 +341,13 @@ impl Scheduler {
             && let Some(active) = phase.active_mut()
         {
             let written = row.num_sure() + count;
-            if row.num_samples > 1 {
+            if row.num_samples > 1 && !planted::is(Bug::RejectedSaved) {
                 let saves = &mut active.reuse.saves;
                 saves.retain(|s| s.boundary <= written || s.boundary > row.end());
             }
-            let sealed = active.seal(written);
+            let written = written + usize::from(planted::is(Bug::UncomputedPublished));
+            let full = if planted::is(Bug::RejectedSealed) { row.end() } else { written };
+            let sealed = active.seal(full);
             let publish = |()| self.prefix.publish(active.computed(), written, &self.geometry);
             if sealed.and_then(publish).is_err() {
                 self.end_broken(row, outcome);
@@ -355,8 +364,15 @@ impl Scheduler {
                 decoding.active.slide(start, self.newest, &self.geometry);
             }
         }
-        if finish.is_none() && answer.broken.is_some() {
+        if finish.is_none() && answer.broken.is_some() && !planted::is(Bug::NonFiniteTaken) {
             finish = Some(Finish::NonFinite);
+        }
+        if answer.broken.is_some()
+            && planted::is(Bug::NonFiniteCached)
+            && let Some(active) = phase.active_mut()
+        {
+            let _ = active.seal(row.end());
+            let _ = self.prefix.publish(active.computed(), row.end(), &self.geometry);
         }
         let ends = finish.is_some();
         finish = finish.and_then(|finish| self.send_last(row.place, row.id, finish));
