@@ -7,6 +7,7 @@
 #   OPS HOURS    how long a campaign lasts                           make test-core-nightly HOURS=8
 #   SIM          arguments of the simulator                           make sim SIM='--seeds 0..9999'
 #   GPU SANITIZE arguments of benches.gpu and of its sanitizer        make gpu GPU=--plan
+#   BUGS         planted bugs, those alone, and no table             make test-planted BUGS='DropFrees EpochIgnored'
 #   SEED         where it begins; with LAYER and SEEDS, what alone   make test-core LAYER=facade SEED=17 SEEDS=1
 
 .DEFAULT_GOAL := help
@@ -69,6 +70,9 @@ search: $(STAMPS)/venv ## search every state of the ownership and room machines,
 
 test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
 	OPS=$${OPS:-1e10} $(CAMPAIGN)
+
+test-planted: $(STAMPS)/venv ## plant each known bug and write down which test finds it (nightly)
+	$(BIN)/python scripts/planted.py $(BUGS)
 
 asan: build $(STAMPS)/test ## run the core and its binding under AddressSanitizer and LeakSanitizer
 	$(BIN)/python scripts/memory_check.py asan
@@ -134,4 +138,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test test-core test-core-nightly search sim asan valgrind pytest check format bench gpu sanitize sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly test-planted search sim asan valgrind pytest check format bench gpu sanitize sizes wheel test-wheel clean
