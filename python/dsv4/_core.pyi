@@ -468,6 +468,12 @@ class Outcome:
         6 its prompt did not come from the other side, or did not get there.
         """
     @property
+    def to_zero(self) -> list[tuple[str, int]]:
+        """("full" | "swa" | "state", block) of each block to fill with zeros before the next step runs.
+
+        They held what is not finite, and nobody has them now. Told once.
+        """
+    @property
     def errands(self) -> Errands:
         """What there is to do for rooms."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,7 +25,7 @@ from tests.engine.gates import (
 
 from dsv4.engine.engine import LLM, AsyncEngine
 from dsv4.engine.stream import AsyncStream, Deltas, LoopWake
-from dsv4.errors import EngineClosed, QueueFull, RequestFailed
+from dsv4.errors import EngineClosed, QueueFull, RequestFailed, Violation
 from dsv4.runtime.null import NullRunner
 from dsv4.runtime.step import Draw, StepResult
 from dsv4.types import Delta, SamplingParams
@@ -249,10 +250,45 @@ def test_a_row_that_is_not_finite_ends_its_request_alone() -> None:
             assert end.value.code == "numerical_error"
             assert [text_of(await whole(stream)) for stream in good] == ["abcdef"] * 3
             await assert_all_blocks_free(engine)
+            groups = [group for group, _ in poisoned.runner.zeroed]
+            assert sorted(set(groups)) == ["full", "state", "swa"]
+            assert groups.count("state") == 2, "both choices were found at once"
             text = engine.metrics_text()
             assert b'dsv4:corrupted_requests_total{engine="0",model_name="null"} 1.0' in text
 
     run(work())
+
+
+class Unbalanced:
+    """A core whose books do not balance."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self.num_audits = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def audit(self) -> None:
+        self.num_audits += 1
+        raise Violation("full pool: block 3 is listed twice")
+
+
+def test_an_idle_engine_audits_its_books_and_says_what_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        given = parts()
+        core: Any = Unbalanced(given.core)
+        async with AsyncEngine.over(dataclasses.replace(given, core=core)) as engine:
+            for _ in range(2):
+                stream = await engine.open([7, 1], SamplingParams(max_tokens=6))
+                assert text_of(await whole(stream)) == "abcdef", "nobody fails for it"
+            assert core.num_audits == 1, "once in a while, not after every request"
+            text = engine.metrics_text()
+            assert b'dsv4:invariant_violations_total{engine="0",kind="core",model_name="null"} 1.0' in text
+
+    with caplog.at_level("ERROR"):
+        run(work())
+    assert "books do not balance" in caplog.text
 
 
 def test_a_bug_in_the_model_fails_the_requests_of_that_step(caplog: pytest.LogCaptureFixture) -> None:

@@ -159,6 +159,9 @@ class Recorder:
     def end(self, request_id: int) -> None:
         self.ended.append(request_id)
 
+    def zero(self, blocks: Any) -> None:
+        """There are no blocks."""
+
     def close(self) -> None:
         """Nothing is held."""
 

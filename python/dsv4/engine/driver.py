@@ -24,7 +24,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -40,6 +40,9 @@ from dsv4.runtime.step import Runner, StepResult
 from dsv4.types import TokenLogprob
 
 log = logging.getLogger("dsv4.engine")
+
+AUDIT_S = 60.0
+"""How long at least between two looks through the core's books while nothing runs."""
 
 RETRY_S = 0.01
 """How long to wait before asking again, when there are requests and the core plans nothing."""
@@ -86,6 +89,7 @@ class Driver:
         self._accepting = True
         self._stopping = False
         self._band = 0  # in which a core begins
+        self._audit_at = 0.0
         self._thread = threading.Thread(target=self._run, name="dsv4-driver", daemon=True)
 
     # ------------------------------------------------------------------ for every thread
@@ -223,10 +227,11 @@ class Driver:
         if not flights:
             self.counts.stats = core.stats()
             if self._open:
-                self._apply(core.advance([self._tick()]), None)  # planning may have had to end a request
+                self._apply(self._advance(core, [self._tick()]), None)  # planning may have had to end a request
                 self._flush()
                 return RETRY_S
             self.progress.busy_since = None
+            self._audit_at_rest(core)
             return None
         plan = flights.oldest
         try:
@@ -244,6 +249,18 @@ class Driver:
         self._flush()
         self._tell_idle()
         return 0
+
+    def _audit_at_rest(self, core: Core) -> None:
+        """Nothing runs: now and then, all the books are looked through. What is wrong is told, and nobody fails."""
+        now = self.clock()
+        if now < self._audit_at:
+            return
+        self._audit_at = now + AUDIT_S
+        try:
+            core.audit()
+        except Violation:
+            self.counts.add(self.counts.invariant_violations, "core")
+            log.exception("the core's books do not balance; please report this")
 
     def _tick(self) -> Tick:
         return Tick(int(self.clock() * 1e6))
@@ -292,13 +309,20 @@ class Driver:
 
     def _settle(self, core: Core, plan: Plan, result: StepResult) -> None:
         """Tells the core what happened, and hands on what counts of it."""
-        outcome = core.advance([StepDone(plan.step_id, result.tokens, result.non_finite), self._tick()])
+        outcome = self._advance(core, [StepDone(plan.step_id, result.tokens, result.non_finite), self._tick()])
         logprobs = None
         if any(entry is not None for entry in result.logprobs):
             logprobs = dict(zip(plan.sample_request_ids, result.logprobs, strict=True))
         stopped = self._apply(outcome, logprobs)
         if stopped:
-            core.advance(stopped)
+            self._advance(core, stopped)
+
+    def _advance(self, core: Core, events: Sequence[StepDone | Stopped | Tick]) -> Outcome:
+        """Tells the core what happened, and zeroes what it wants zeroed."""
+        outcome = core.advance(events)
+        if outcome.to_zero:
+            self._the_flights.zero(outcome.to_zero)
+        return outcome
 
     def _apply(self, outcome: Outcome, logprobs: Mapping[int, TokenLogprob | None] | None) -> list[Stopped]:
         """Hands on what an outcome says; the requests that the text layer found to have stopped."""
@@ -358,7 +382,7 @@ class Driver:
         for request in failed:
             message = f"request {request.request_id} was in a step that failed; the engine's log has the details"
             self._abort(request, RequestFailed(message, "internal_error"), "internal_error")
-        core.advance([StepDone(plan.step_id, [0] * plan.num_samples), self._tick()])
+        self._advance(core, [StepDone(plan.step_id, [0] * plan.num_samples), self._tick()])
         core.audit()
 
     def _abort(self, request: Request, error: RequestFailed, reason: str) -> None:

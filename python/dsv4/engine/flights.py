@@ -9,6 +9,7 @@ With one step in flight nothing is gained by a second thread: the step runs wher
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dsv4._core import Plan
@@ -74,6 +75,10 @@ class Flights:
         """Steps up to this one are settled: requests that ended before the next one are forgotten."""
         while self._leaving and self._leaving[0][0] <= done:
             self._runner.end(self._leaving.popleft()[1])
+
+    def zero(self, blocks: Sequence[tuple[str, int]]) -> None:
+        """Fills blocks that no step in flight has with zeros, before the next step is planned."""
+        self._runner.zero(blocks)
 
     def close(self) -> None:
         """Waits for what runs; steps that have not begun never do. The runner lets go of the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dsv4._core import Plan
@@ -40,6 +40,7 @@ class NullRunner:
         self._next_token = next_token
         self._before_step = before_step
         self.draws: dict[int, Draw] = {}
+        self.zeroed: list[tuple[str, int]] = []
         self.closed = False
 
     def begin(self, request_id: int, draw: Draw) -> None:
@@ -62,6 +63,10 @@ class NullRunner:
             for row, token in zip(ids, tokens, strict=True)
         ]
         return StepResult(tokens, logprobs, [])
+
+    def zero(self, blocks: Sequence[tuple[str, int]]) -> None:
+        """There are no blocks; `zeroed` keeps which they would have been."""
+        self.zeroed.extend(blocks)
 
     def close(self) -> None:
         """Nothing is held."""

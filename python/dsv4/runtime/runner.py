@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from dsv4.model.caches import Caches
 from dsv4.model.inputs import StepInputs
 from dsv4.model.model import StepOutput
 from dsv4.runtime.batch import RESTORE, SAVE, Layout, StepBuffer
-from dsv4.runtime.copies import copy_state
+from dsv4.runtime.copies import copy_state, zero_blocks
 from dsv4.runtime.sample import Sampler
 from dsv4.runtime.step import Draw, StepResult
 
@@ -88,6 +88,11 @@ class ModelRunner:
         result = self._sampler.sample(rows, plan.sample_request_ids, plan.sample_positions)
         self._sampled = result.tokens
         return result
+
+    def zero(self, blocks: Sequence[tuple[str, int]]) -> None:
+        """Fills blocks, (group, id), with zeros; no step has them."""
+        if self._caches is not None:
+            zero_blocks(self._caches, blocks)
 
     def close(self) -> None:
         """Lets go of the model and of the pools."""

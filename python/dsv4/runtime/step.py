@@ -67,6 +67,9 @@ class Runner(Protocol):
     def run(self, plan: Plan) -> StepResult:
         """Runs a step that was planned into its memory."""
 
+    def zero(self, blocks: Sequence[tuple[str, int]]) -> None:
+        """Fills blocks, (group, id), with zeros before any step that is planned from now on; no step has them now."""
+
     def close(self) -> None:
         """Lets go of the model and of all device memory; idempotent."""
 

@@ -17,7 +17,7 @@ use crate::block::{Block, Shared};
 use crate::budget::PoolSizes;
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::ids::{Group, RequestId, StepId};
+use crate::ids::{BlockId, Group, RequestId, StepId};
 use crate::limits::Limits;
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
@@ -95,6 +95,13 @@ impl Pools {
     /// Steps up to this one are done; see [`Pool::reclaim`].
     pub fn reclaim(&self, done: StepId) {
         self.for_each(|pool| pool.reclaim(done));
+    }
+
+    /// Frees what waits to be zeroed, and tells it; see [`Pool::wash`].
+    pub fn wash(&self, to_zero: &mut Vec<(Group, BlockId)>) {
+        for (group, pool) in self.each() {
+            to_zero.extend(pool.wash().into_iter().map(|id| (group, id)));
+        }
     }
 
     /// The pool of a group.

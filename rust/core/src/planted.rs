@@ -69,6 +69,8 @@ pub(crate) enum Bug {
     CheckpointShort,
     /// vllm#50283, sgl#33187 | what was not finite is cached
     NonFiniteCached,
+    /// vllm#50283 | a block that holds what is not finite is used again as it is
+    NonFiniteReused,
     /// vllm#50702 | blocks are cached before the step that writes them is done
     PublishedEarly,
     /// Dynamo's KVBM | what was computed twice is kept twice

@@ -168,6 +168,12 @@ impl Outcome {
         self.0.finished.iter().map(|&code| u32::from(code)).collect() // a list, where u8 makes bytes
     }
 
+    /// ("full" | "swa" | "state", block) of each block to fill with zeros before the next step runs.
+    #[getter]
+    fn to_zero(&self) -> Vec<(String, u32)> {
+        self.0.to_zero.iter().map(|(group, id)| (group.to_string(), id.get())).collect()
+    }
+
     /// What there is to do for rooms.
     #[getter]
     fn errands(&self) -> Errands {

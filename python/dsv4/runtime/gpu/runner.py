@@ -19,7 +19,7 @@ from dsv4.model.gpu.step import Bounds
 from dsv4.model.inputs import StepInputs
 from dsv4.model.model import StepOutput
 from dsv4.runtime.batch import Layout, length_of
-from dsv4.runtime.copies import copy_state
+from dsv4.runtime.copies import copy_state, zero_blocks
 from dsv4.runtime.gpu.sample import GpuSampler
 from dsv4.runtime.step import ALIGN_BYTES, Draw, StepResult
 
@@ -126,6 +126,11 @@ class GpuRunner:
     def _copy(self, step: StepMemory, when: str, count: int) -> None:
         if self._caches is not None:
             copy_state(self._caches, step.array(f"{when}_sources", count), step.array(f"{when}_targets", count))
+
+    def zero(self, blocks: Sequence[tuple[str, int]]) -> None:
+        """Fills blocks, (group, id), with zeros; no step has them."""
+        if self._caches is not None:
+            zero_blocks(self._caches, blocks)
 
     def close(self) -> None:
         """Lets go of the model and of the pools."""

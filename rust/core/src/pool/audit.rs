@@ -3,6 +3,7 @@
 use super::Counts;
 use super::state::{SlotState, State};
 use crate::error::Error;
+use crate::ids::BlockId;
 
 impl State {
     pub(super) fn audit(&self) -> Result<(), Error> {
@@ -30,7 +31,8 @@ impl State {
         let mut seen = vec![false; self.slots.len()];
         let listed = self.free.iter().map(|&id| (id, SlotState::Free));
         let retired = self.retired.iter().map(|&(step, id)| (id, SlotState::Retired(step)));
-        for (id, state) in listed.chain(retired) {
+        let unclean = self.unclean.iter().map(|&id| (id, self.slots[id.place()].state));
+        for (id, state) in listed.chain(retired).chain(unclean) {
             if std::mem::replace(&mut seen[id.place()], true) {
                 return Err(format!("block {id} is listed twice"));
             }
@@ -43,8 +45,16 @@ impl State {
             matches!(slot.state, SlotState::Retired(_)) && slot.tickets == 0
         };
         let num_retired = self.slots.iter().filter(is_listed).count();
-        if self.free.len() != self.counts.free || self.retired.len() != num_retired {
+        let num_listed = self.retired.len() + self.unclean.len();
+        if self.free.len() != self.counts.free || num_listed != num_retired {
             return Err(format!("{} listed free, {} retired", self.free.len(), self.retired.len()));
+        }
+        let may_be_tainted = |id: &BlockId| {
+            let state = self.slots[id.place()].state;
+            matches!(state, SlotState::Retired(_) | SlotState::Quarantined(_))
+        };
+        if !self.tainted.iter().chain(&self.unclean).all(may_be_tainted) {
+            return Err(format!("{:?}, {:?} to be zeroed", self.tainted, self.unclean));
         }
         if !self.retired.iter().map(|&(step, _)| step).is_sorted() {
             return Err("the retired are out of order".into());

@@ -29,6 +29,24 @@ impl State {
         self.enter(BlockId::at(place), SlotState::Quarantined(Why::Doubt));
     }
 
+    /// As if what the cache keeps had been given to others meanwhile.
+    pub(crate) fn age_cached(&mut self) {
+        let is_cached = |slot: &&mut Slot| matches!(slot.state, SlotState::Cached { .. });
+        for slot in self.slots.iter_mut().filter(is_cached) {
+            slot.generation += 1;
+        }
+    }
+
+    /// As if a block had been lost from the list of the free.
+    pub(crate) fn lose_free(&mut self) {
+        self.free.pop().expect("one is free");
+    }
+
+    /// As if a block had been counted without being there.
+    pub(crate) fn miscount(&mut self) {
+        self.counts.cached += 1;
+    }
+
     /// As if the block had been given back while its handle lives on.
     pub(crate) fn begin_next_life(&mut self, id: BlockId) {
         self.slots[id.place()].generation += 1;

@@ -65,6 +65,11 @@ impl Counts {
         }
     }
 
+    /// Blocks in any state: as many as there are.
+    pub(super) fn of_all_states(&self) -> usize {
+        self.free + self.held() + self.cached + self.retired + self.quarantined
+    }
+
     /// Blocks that some handle of a request may read.
     pub fn held(&self) -> usize {
         self.open + self.sealed + self.shared

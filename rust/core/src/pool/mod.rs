@@ -21,7 +21,9 @@
 //!    all. One that has only keepers is cached: the cache may evict it, and nobody waits for it
 //!    but steps that were planned while it had a reader.
 //! 5. `reserved` blocks of the free ones are promised to requests that were admitted.
-//! 6. A block that somebody elsewhere may write is Incoming or Quarantined, and nothing else.
+//! 6. What holds rows that are not finite is free only once [`Pool::wash`] told that it is to be
+//!    zeroed.
+//! 7. A block that somebody elsewhere may write is Incoming or Quarantined, and nothing else.
 //!
 //! The lock is never held while a handle is dropped: a drop takes it.
 
@@ -88,6 +90,17 @@ impl Pool {
     /// That step and all before it are done: frees what no later step may read.
     pub fn reclaim(&self, done: StepId) {
         self.state().reclaim(done);
+    }
+
+    /// What `owner` has given up and nobody else has yet must be zeroed before it is free.
+    pub fn taint(&self, owner: RequestId) {
+        self.state().taint(owner);
+    }
+
+    /// Frees what waits to be zeroed. Whoever gets the ids zeroes the blocks before the next step.
+    #[must_use = "the blocks are free, and have to be zeroed"]
+    pub fn wash(&self) -> Vec<BlockId> {
+        self.state().wash()
     }
 
     /// Sends blocks in doubt back through Retired, if no handle is left that they could be in doubt

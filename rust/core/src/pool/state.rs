@@ -1,6 +1,6 @@
 //! The slot table of one group: what state every block is in, and how it gets from one to the next.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::Counts;
 use super::remote::Remote;
@@ -68,9 +68,15 @@ pub(crate) struct State {
     pub(super) free: Vec<BlockId>,
     /// In order of the step; without those that a transfer still reads.
     pub(super) retired: VecDeque<(StepId, BlockId)>,
+    /// To be zeroed before they are free; nearly always none.
+    pub(super) tainted: BTreeSet<BlockId>,
+    /// Those of them that nobody reads any more: retired, on no other list.
+    pub(super) unclean: Vec<BlockId>,
     pub(super) newest_step: StepId,
     pub(super) counts: Counts,
     pub(super) panics: bool,
+    /// The books did not balance; counted once.
+    is_unbalanced: bool,
     pub(super) remote: Remote,
 }
 
@@ -83,9 +89,12 @@ impl State {
             slots: vec![slot; capacity],
             free: (0..capacity).rev().map(BlockId::at).collect(),
             retired: VecDeque::with_capacity(capacity),
+            tainted: BTreeSet::new(),
+            unclean: vec![],
             newest_step: StepId(0),
             counts: Counts { capacity, free: capacity, ..Counts::default() },
             panics: false,
+            is_unbalanced: false,
             remote: Remote::default(),
         }
     }
@@ -106,16 +115,48 @@ impl State {
         Some((id, slot.generation))
     }
 
-    /// Frees what no later step may read.
+    /// Frees what no later step may read. Whether the books balance, as far as a glance shows, is
+    /// looked at every time: it costs a few comparisons.
     pub(super) fn reclaim(&mut self, done: StepId) {
+        if !self.seems_balanced() && !self.is_unbalanced {
+            self.refuse_books();
+        }
         let done = if planted::is(Bug::ReclaimEarly) { done.next() } else { done };
         while let Some(&(_, id)) = self.retired.front().filter(|(step, _)| *step <= done) {
             self.retired.pop_front();
-            self.enter(id, SlotState::Free);
-            let slot = &mut self.slots[id.place()];
-            slot.generation = slot.generation.wrapping_add(1);
-            self.free.push(id);
+            if !self.tainted.is_empty() && self.tainted.remove(&id) {
+                self.unclean.push(id);
+            } else {
+                self.make_free(id);
+            }
         }
+    }
+
+    fn make_free(&mut self, id: BlockId) {
+        self.enter(id, SlotState::Free);
+        let slot = &mut self.slots[id.place()];
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(id);
+    }
+
+    /// What `owner` has given up and nobody else has yet holds rows that are not finite.
+    pub(super) fn taint(&mut self, owner: RequestId) {
+        let listed = self.retired.iter().map(|&(_, id)| id);
+        let sent = self.remote.tickets.values().flatten().map(|&(id, _)| id);
+        let is_given_up = |id: &BlockId| {
+            let slot = &self.slots[id.place()];
+            slot.owner == owner && matches!(slot.state, SlotState::Retired(_))
+        };
+        self.tainted.extend(listed.chain(sent).filter(is_given_up));
+    }
+
+    /// Frees what was waiting to be zeroed: whoever is told does so before the next step.
+    pub(super) fn wash(&mut self) -> Vec<BlockId> {
+        let unclean = std::mem::take(&mut self.unclean);
+        for &id in &unclean {
+            self.make_free(id);
+        }
+        unclean
     }
 
     /// What was cached for a while retires with an older step than what was read just now; what a
@@ -183,6 +224,26 @@ impl State {
 
     pub(crate) fn counts_mut(&mut self) -> &mut Counts {
         &mut self.counts
+    }
+
+    /// Counts against each other and against the lists: the part of the audit that needs no walk.
+    fn seems_balanced(&self) -> bool {
+        let Counts { capacity, free, retired, reserved, entitled, .. } = self.counts;
+        let listed = self.retired.len() + self.unclean.len();
+        // What a transfer still reads is retired, and on no list.
+        self.counts.of_all_states() == capacity
+            && self.free.len() == free
+            && (listed == retired || (listed < retired && self.counts.read > 0))
+            && reserved <= entitled
+    }
+
+    /// There is no block that could be quarantined and no request to fail: it is counted, and an
+    /// audit says what is wrong.
+    #[cold]
+    fn refuse_books(&mut self) {
+        self.counts.violations += 1;
+        self.is_unbalanced = true;
+        assert!(!self.panics, "{} pool: the books do not balance: {:?}", self.group, self.counts);
     }
 
     /// The check of every write: the block is open, in the life that the handle knows.
@@ -261,7 +322,13 @@ impl State {
     fn quarantine(&mut self, id: BlockId) {
         match self.slots[id.place()].state {
             SlotState::Free => self.free.retain(|&other| other != id),
-            SlotState::Retired(_) => self.retired.retain(|&(_, other)| other != id),
+            SlotState::Retired(_) => {
+                self.retired.retain(|&(_, other)| other != id);
+                if let Some(at) = self.unclean.iter().position(|&other| other == id) {
+                    self.unclean.swap_remove(at);
+                    self.tainted.insert(id);
+                }
+            }
             _ => {}
         }
         self.enter(id, SlotState::Quarantined(Why::Doubt));

@@ -3,7 +3,7 @@
 use super::rooms::Errands;
 use super::{Flight, Row, Scheduler};
 use crate::error::Error;
-use crate::ids::{RequestId, StepId};
+use crate::ids::{BlockId, Group, RequestId, StepId};
 use crate::planted::{self, Bug};
 use crate::request::{Finish, Phase};
 use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
@@ -115,6 +115,8 @@ pub struct Outcome {
     pub tokens: Vec<i32>,
     /// 0, or why the request ended ([`Finish`]).
     pub finished: Vec<u8>,
+    /// Blocks to fill with zeros before the next step runs: what was in them is not finite.
+    pub to_zero: Vec<(Group, BlockId)>,
     /// What there is to do for the rooms.
     pub errands: Errands,
 }
@@ -136,6 +138,7 @@ impl Outcome {
         self.request_ids.append(&mut other.request_ids);
         self.tokens.append(&mut other.tokens);
         self.finished.append(&mut other.finished);
+        self.to_zero.append(&mut other.to_zero);
         self.errands.append(&mut other.errands);
     }
 }
@@ -195,6 +198,7 @@ impl Scheduler {
             }
         }
         self.pools.reclaim(self.done);
+        self.pools.wash(&mut outcome.to_zero);
         self.move_rooms();
         outcome.append(&mut self.untold);
         Ok(outcome)
@@ -388,6 +392,9 @@ impl Scheduler {
         }
         if ends {
             self.end(row.place);
+        }
+        if is_broken && !planted::is(Bug::NonFiniteReused) {
+            self.pools.for_each(|pool| pool.taint(row.id)); // all that it gave up just now
         }
     }
 

@@ -229,6 +229,46 @@ fn a_broken_block_of_the_cache_costs_a_hit_and_no_request_and_goes_when_nothing_
 }
 
 #[test]
+fn a_cached_block_in_another_life_is_a_miss() {
+    for group in 0..3 {
+        let mut core = core_with(true);
+        let run = |core: &mut Core| {
+            let id = submit(core, 520); // one checkpoint, at 512
+            while let (Some(_), outcome) = step(core) {
+                assert!(!failed(&outcome, id), "group {group}: {outcome:?}");
+            }
+            stat(core, "prefix_hit_tokens")
+        };
+        run(&mut core);
+        assert_eq!(run(&mut core), 512, "group {group}");
+        let pools = &core.scheduler().pools;
+        [&pools.full, &pools.swa, &pools.state][group].state().age_cached();
+        assert_eq!(run(&mut core), 512, "group {group}: what is found is not what was cached");
+        assert!(stat(&core, "num_violations") >= 1, "group {group}");
+    }
+}
+
+#[test]
+fn books_that_do_not_balance_are_counted_once_and_nobody_fails() {
+    for group in 0..3 {
+        for break_books in [super::pool::State::lose_free, super::pool::State::miscount] {
+            let mut core = core();
+            let id = submit(&mut core, 10);
+            step(&mut core);
+            assert_eq!(stat(&core, "num_violations"), 0);
+            let pools = &core.scheduler().pools;
+            break_books(&mut [&pools.full, &pools.swa, &pools.state][group].state());
+            for _ in 0..5 {
+                let (rows, outcome) = step(&mut core);
+                assert_eq!((rows, failed(&outcome, id)), (Some(vec![id]), false));
+            }
+            assert_eq!(stat(&core, "num_violations"), 1, "group {group}");
+            core.audit().expect_err("the audit says what is wrong");
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "is not open")]
 fn in_tests_a_violation_panics_with_the_ids() {
     let mut core = core();

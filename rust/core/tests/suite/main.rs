@@ -10,6 +10,7 @@
 //! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`;
 //!   `storm`: the same under loss, repetition, reordering, late landing and aborts
 //! - `words`: what the room machines say, and to whom they do not listen
+//! - `rules`: what no single module owns: pins, limits at their edges, positions up to a million
 //! - `largest`: the largest legal step of every model fits its layout
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
@@ -36,6 +37,7 @@ mod referee;
 mod refusals;
 mod replay;
 mod rng;
+mod rules;
 mod storm;
 mod transfers;
 mod window;

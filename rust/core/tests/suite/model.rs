@@ -269,7 +269,8 @@ impl Game {
 
     fn advance(&mut self, events: &[Event<'_>], expected: &Outcome) {
         self.num_calls += 1;
-        let outcome = self.driver.core.advance(events).expect("legal events");
+        let mut outcome = self.driver.core.advance(events).expect("legal events");
+        self.referee.zeroed(&std::mem::take(&mut outcome.to_zero));
         assert_eq!(&outcome, expected);
         self.num_ended += outcome.finished.iter().filter(|&&code| code != 0).count();
     }
@@ -384,6 +385,7 @@ struct Seen {
     ends: usize,
     forwarded: usize,
     orphans: usize,
+    zeroed: usize,
     accepted: usize,
     rejected: usize,
 }
@@ -409,6 +411,7 @@ fn play(
         seen.ends += game.num_ended;
         seen.forwarded += game.referee.num_forwarded;
         seen.orphans += game.referee.num_orphans;
+        seen.zeroed += game.referee.num_zeroed;
         seen.accepted += game.referee.num_accepted;
         seen.rejected += game.referee.num_rejected;
     }
@@ -432,6 +435,7 @@ fn tiny_games(seeds: std::ops::Range<u64>) {
     let enough = seen.restarts > 1200 && seen.overtakings > 2000 && seen.ends > 100_000;
     let enough = enough && seen.hits > 1500 && seen.swaps > 1500 && seen.evictions > 90_000;
     let enough = enough && seen.forwarded > 50_000 && seen.orphans > 15_000;
+    let enough = enough && seen.zeroed > 10_000;
     let enough = enough && seen.accepted > 150_000 && seen.rejected > 150_000;
     assert!(enough, "too little of what is rare: {seen:?}");
 }

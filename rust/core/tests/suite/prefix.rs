@@ -1,11 +1,11 @@
 //! The prefix cache, one behaviour each. Real blocks: 256 tokens, a window of 128 in blocks of 64.
 
 use dsv4_core::error::{Code, Error};
-use dsv4_core::ids::RequestId;
+use dsv4_core::ids::{Group, RequestId};
 use dsv4_core::limits::Limits;
 use dsv4_core::{Event, NewRequest};
 
-use crate::driver::{Driver, ends_of, limits, real_geometry, request, sizes, tiny_geometry};
+use crate::driver::{Driver, ends_of, int, limits, real_geometry, request, sizes, tiny_geometry};
 
 fn caching() -> Limits {
     Limits { prefix_cache: true, ..limits() }
@@ -173,6 +173,48 @@ fn what_was_not_finite_is_never_cached() {
     assert_eq!(driver.stat("full_cached") + driver.stat("num_window_checkpoints"), 0);
     driver.assert_at_rest();
     assert_eq!(cached(&mut driver, &prompt(600)), 0);
+}
+
+#[test]
+fn what_was_not_finite_is_zeroed_before_anybody_else_may_have_it() {
+    let bounds = Limits { max_steps_in_flight: 2, ..caching() };
+    let mut driver = Driver::new(real_geometry(), sizes(64, 128, 8), bounds);
+    driver.submit(300, 2);
+    while let Some((_, outcome)) = driver.step() {
+        assert_eq!(outcome.to_zero, [], "all of it is finite");
+    }
+    let num_free =
+        |driver: &Driver| ["full", "swa", "state"].map(|g| driver.stat(&format!("{g}_free")));
+    let before = num_free(&driver);
+
+    // Starts behind the cached 256 tokens; a second step is planned before the first is known.
+    let bad = driver.submit(300, 9);
+    let first = driver.plan().expect("it starts");
+    assert_eq!(first.started_cached_tokens, [256]);
+    let lent =
+        (driver.row("block_table_full", 0)[0], driver.row("block_table_swa", 0)[..2].to_vec());
+    let own = (driver.row("block_table_full", 0)[1], driver.row("block_table_swa", 0)[2]);
+    let slot = driver.array("state_slots")[0];
+    let second = driver.plan().expect("its next token");
+    let event = Event::StepDone { step: first.step_id, tokens: &[0], non_finite: &[0] };
+    let outcome = driver.core.advance(&[event]).expect("in flight");
+    assert_eq!((outcome.request_ids, outcome.finished), (vec![bad], vec![4]));
+    assert!(outcome.to_zero.is_empty(), "the second step still writes them");
+    assert_ne!(num_free(&driver), before);
+
+    let outcome = driver.finish(&second, 7);
+    let named = |group| {
+        let of_group = outcome.to_zero.iter().filter(move |&&(other, _)| other == group);
+        of_group.map(|(_, id)| int(id.get() as usize)).collect::<Vec<_>>()
+    };
+    assert_eq!(named(Group::Full), [own.0]);
+    assert!(named(Group::Swa).contains(&own.1));
+    assert_eq!(named(Group::State), [slot]);
+    assert!(!named(Group::Full).contains(&lent.0), "others may read it");
+    assert!(lent.1.iter().all(|id| !named(Group::Swa).contains(id)), "others may read them");
+    assert_eq!(num_free(&driver), before);
+    assert_eq!(driver.core.advance(&[]).expect("open").to_zero, [], "told once");
+    driver.assert_at_rest();
 }
 
 #[test]

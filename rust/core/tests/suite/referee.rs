@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dsv4_core::geometry::Geometry;
-use dsv4_core::ids::{RequestId, StepId};
+use dsv4_core::ids::{BlockId, Group, RequestId, StepId};
 use dsv4_core::limits::Limits;
 use dsv4_core::metadata::{Field, StepLayout};
 use dsv4_core::{Outcome, Plan};
@@ -46,6 +46,7 @@ pub struct Known {
     full: Vec<i32>,
     swa_first: usize,
     swa: Vec<i32>,
+    slot: i32,
     /// Its prompt is computed, in this life.
     decodes: bool,
     /// The step in which a later request of no smaller size first started before it.
@@ -125,6 +126,9 @@ pub struct Referee {
     num_steps: u64,
     contents: [Vec<Option<Content>>; 2],
     slots: Vec<Option<Kept>>,
+    /// Blocks of the groups full, swa and state with rows that are not finite: nobody may have one
+    /// before it was zeroed.
+    unclean: BTreeSet<(usize, usize)>,
     /// Positions of each life below which a finite sample depends on everything.
     proven: BTreeMap<Life, usize>,
     pub num_hits: usize,
@@ -133,6 +137,7 @@ pub struct Referee {
     pub num_overtakings: usize,
     pub num_forwarded: usize,
     pub num_orphans: usize,
+    pub num_zeroed: usize,
     pub num_accepted: usize,
     pub num_rejected: usize,
 }
@@ -175,6 +180,7 @@ impl Referee {
             num_steps: 0,
             contents: [vec![None; capacity[0] + 1], vec![None; capacity[1] + 1]],
             slots: vec![None; capacity[2] + 1],
+            unclean: BTreeSet::new(),
             proven: BTreeMap::new(),
             num_hits: 0,
             num_swaps: 0,
@@ -182,6 +188,7 @@ impl Referee {
             num_overtakings: 0,
             num_forwarded: 0,
             num_orphans: 0,
+            num_zeroed: 0,
             num_accepted: 0,
             num_rejected: 0,
         }
@@ -221,6 +228,7 @@ impl Referee {
             full: vec![],
             swa_first: 0,
             swa: vec![],
+            slot: 0,
             decodes: false,
             overtaken_since: None,
         }
@@ -562,6 +570,7 @@ impl Referee {
             let is_written = end > row.start;
             let known = self.known.get_mut(&row.id).expect("known");
             let is_private = known.no_cache;
+            assert!(!self.unclean.contains(&(group, at(id))), "block {id} was not zeroed");
             // Were it taken from another that still holds it, that one would find it changed.
             if is_written {
                 let end = end.min(row.end);
@@ -605,7 +614,9 @@ impl Referee {
 
     fn check_slot(&mut self, row: &Row, slot: i32, flight: &mut Flight) {
         assert!((1..=self.capacity[2]).contains(&at(slot)));
+        assert!(!self.unclean.contains(&(2, at(slot))), "slot {slot} was not zeroed");
         let known = self.known.get_mut(&row.id).expect("known");
+        known.slot = slot;
         let life = (row.id, known.lives);
         if row.start > 0 {
             let hash = known.hash(row.start);
@@ -633,6 +644,45 @@ impl Referee {
                 closing[place].push(int(row.first_token + position - row.start));
                 closing[place + 1].push(int(block * rows + position / ratio % rows));
             }
+        }
+    }
+
+    /// A sample of this life was not finite: what nothing finite followed from is in doubt.
+    fn soil(&mut self, life: Life) {
+        let known = &self.known[&life.0];
+        let proven = self.proven.get(&life).copied().unwrap_or(0);
+        for (group, ids) in [(0, &known.full), (1, &known.swa)] {
+            for &id in ids {
+                let content = self.contents[group][at(id)];
+                if content.is_some_and(|its| its.writer == life && its.end > proven) {
+                    self.unclean.insert((group, at(id)));
+                }
+            }
+        }
+        self.unclean.insert((2, at(known.slot)));
+    }
+
+    /// Blocks that whoever runs the steps fills with zeros now; nobody may hold them.
+    pub fn zeroed(&mut self, blocks: &[(Group, BlockId)]) {
+        self.num_zeroed += blocks.len();
+        for &(group, id) in blocks {
+            let place = id.get() as usize;
+            let group = match group {
+                Group::Full => 0,
+                Group::Swa => 1,
+                Group::State => 2,
+                Group::Aux => panic!("row {id} holds nothing of a step"),
+            };
+            for flight in &self.flights {
+                let is_read = flight.readers[group][place] != Readers::Nobody;
+                let is_used = is_read || flight.writers[group][place].is_some();
+                assert!(!is_used, "block {id} is zeroed, and used in step {}", flight.step);
+            }
+            match group {
+                2 => self.slots[place] = None,
+                _ => self.contents[group][place] = None,
+            }
+            self.unclean.remove(&(group, place));
         }
     }
 
@@ -673,6 +723,9 @@ impl Referee {
             outcome.tokens.push(if finish == 4 { -1 } else { token });
             outcome.finished.push(finish);
             if finish != 0 {
+                if finish == 4 {
+                    self.soil(life);
+                }
                 self.ended(id);
                 return;
             }
