@@ -513,7 +513,14 @@ class Core:
         transfer   its other side, on a core that was told which one it is itself
         """
     def open_rooms(
-        self, side: str, *, transport: str, max_rooms: int, max_bytes_in_flight: int, deadline_ms: int = 300_000
+        self,
+        side: str,
+        *,
+        transport: str,
+        max_rooms: int,
+        max_bytes_in_flight: int,
+        deadline_ms: int = 300_000,
+        dp: tuple[int, int] | None = None,
     ) -> None:
         """From now on requests may have another side; told once, before the first of them.
 
@@ -523,6 +530,8 @@ class Core:
         max_rooms            live and remembered ones
         max_bytes_in_flight  to one peer; a single ticket may be larger
         deadline_ms          how long a request waits for its other side, which may never hear of the room
+        dp                   which rank of a prefill worker this is, and of how many: it takes rooms with
+                             room % size == rank, and refuses all others
         """
     def plan(self, memory: _Int32s) -> Plan | None:
         """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.core.shapes import memory_of, small_core
 
-from dsv4._core import Core, Errands, Message, Outcome, RoomEvent, StepDone, Tick, Transfer
+from dsv4._core import Core, Errands, Message, Outcome, RoomEvent, StepDone, Tick, Transfer, replay_trace
 from dsv4.errors import ConfigError, InvalidRequest, Misuse
 
 PREFILL, DECODE = 0xA, 0xB
@@ -160,3 +160,23 @@ def test_an_abort_before_the_other_side_heard_of_it_leaves_nothing() -> None:
     assert [message.word for _, _, message in advance(decode).errands.messages] == ["join", "abort"]
     advance(decode, Tick(1))
     assert decode.stats()["num_rooms"] == 0
+
+
+def test_a_rank_refuses_rooms_of_another_and_what_happens_in_rooms_replays() -> None:
+    core = small_core()
+    core.record()
+    core.open_rooms("prefill", transport="tcp", max_rooms=8, max_bytes_in_flight=1 << 30, dp=(1, 2))
+    other = Transfer(room=4, epoch=0, peer=9, peer_ranks=[])
+    with pytest.raises(InvalidRequest, match="room 4 is for dp_rank 0 of 2, but dp_rank 1 was asked for"):
+        core.submit([1, 2, 3], max_tokens=1, transfer=other)
+    core.submit([1, 2, 3], max_tokens=1, transfer=Transfer(room=5, epoch=0, peer=9, peer_ranks=[]))
+    core.advance([Tick(1_000_000)])
+    core.shutdown()
+    replay = replay_trace(core.take_trace())
+    assert (replay.difference, replay.is_complete, replay.num_requests, replay.num_calls) == (None, True, 1, 5)
+
+
+@pytest.mark.parametrize(("side", "dp"), [("prefill", (2, 2)), ("prefill", (0, 0)), ("decode", (0, 2))])
+def test_a_rank_that_does_not_exist_is_a_config_error(side: str, dp: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="dp_rank"):
+        small_core().open_rooms(side, transport="tcp", max_rooms=8, max_bytes_in_flight=1, dp=dp)

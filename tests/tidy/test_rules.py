@@ -39,7 +39,8 @@ def missing(text: str, known: set[tuple[str, str]], root: Path) -> list[str]:
     for place, name in named(text):
         if place.endswith(".py"):
             file = root / place
-            exists = file.exists() and re.search(rf"^(async )?def {name}\(", file.read_text(), re.MULTILINE)
+            text_of_file = file.read_text() if file.exists() else ""
+            exists = re.search(rf"^(async )?def {name}\(", text_of_file, re.MULTILINE) is not None
         else:
             exists = (place, name) in known if place else name in names
         if not exists:

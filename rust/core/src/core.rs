@@ -19,6 +19,7 @@ pub use crate::schedule::{
     Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
 };
 use crate::transfer::ids::Room;
+use crate::transfer::placement::Placement;
 pub use crate::transfer::rooms::Side;
 use crate::validate::{self, Capacity, Code, Invalid};
 
@@ -101,6 +102,14 @@ impl Core {
         self.check_open()?;
         if self.scheduler.rooms.side().is_some() {
             return Err(Error::Config("a core is told its side once".into()));
+        }
+        if let Some(Placement { rank, size }) = settings.placement {
+            let checked = Placement::new(rank, size);
+            checked.map_err(|misplaced| Error::Config(misplaced.to_string()))?;
+            if settings.side == Side::Decode {
+                let what = "dp_rank is a prefill worker's; a decode worker takes any room";
+                return Err(Error::Config(what.into()));
+            }
         }
         if settings.deadline_ms == 0 {
             return Err(Error::Config("deadline_ms is 0; no prompt comes at once".into()));

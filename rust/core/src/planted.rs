@@ -231,6 +231,8 @@ pub(crate) enum Bug {
     BeatRenewsNothing,
     /// dyn#9080, sgl#22901 | the largest rooms are placed on another rank
     OldPlacement,
+    /// dyn#9080, sgl#22901 | a room is taken by whichever rank it comes to
+    RankUnchecked,
     /// design | the tail is one block short where a prompt ends with a block
     TailShort,
     /// design | the slot that a prompt's state comes to is not reset

@@ -123,7 +123,9 @@ impl Core {
     }
 
     /// From now on requests may have another side; told once, before the first of them.
-    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight, deadline_ms = 300_000))]
+    /// `dp`: which rank of a prefill worker this is, and of how many; rooms of other ranks are refused.
+    #[pyo3(signature = (side, *, transport, max_rooms, max_bytes_in_flight, deadline_ms = 300_000, dp = None))]
+    #[expect(clippy::too_many_arguments, reason = "they are the settings, by keyword")]
     fn open_rooms(
         &self,
         py: Python<'_>,
@@ -132,8 +134,9 @@ impl Core {
         max_rooms: usize,
         max_bytes_in_flight: u64,
         deadline_ms: u64,
+        dp: Option<(u32, u32)>,
     ) -> PyResult<()> {
-        let settings = settings(side, transport, max_rooms, max_bytes_in_flight, deadline_ms)?;
+        let settings = settings(side, transport, max_rooms, max_bytes_in_flight, deadline_ms, dp)?;
         self.call(py, |core| core.open_rooms(&settings))
     }
 

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
+use dsv4_core::transfer::placement::Placement;
 use dsv4_core::transfer::proof::{Evidence, Transport};
 use dsv4_core::transfer::receiving::{Inspection, Tag};
 use dsv4_core::transfer::runs::Run;
@@ -50,9 +51,11 @@ pub(crate) fn settings(
     max_rooms: usize,
     max_bytes_in_flight: u64,
     deadline_ms: u64,
+    dp: Option<(u32, u32)>,
 ) -> PyResult<RoomSettings> {
     Ok(RoomSettings {
         side: named("side", &SIDES, side)?,
+        placement: dp.map(|(rank, size)| Placement { rank, size }),
         transport: named("transport", &TRANSPORTS, transport)?,
         timing: Timing::default(),
         max_rooms,

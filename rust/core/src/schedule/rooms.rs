@@ -21,6 +21,7 @@ use crate::request::{Decoding, Rank, Request};
 use crate::transfer::action::Oddity;
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
 use crate::transfer::message::Message;
+use crate::transfer::placement::Placement;
 use crate::transfer::proof::Transport;
 use crate::transfer::rooms::{Rooms as Machines, Side};
 use crate::transfer::timing::Timing;
@@ -52,6 +53,8 @@ pub struct Transfer {
 #[expect(missing_docs, reason = "the names say it")]
 pub struct RoomSettings {
     pub side: Side,
+    /// Of a prefill worker with several ranks, which this is: rooms of others are refused.
+    pub placement: Option<Placement>,
     pub transport: Transport,
     pub timing: Timing,
     /// Most rooms, live and remembered.
@@ -134,9 +137,10 @@ pub(crate) struct Rooms {
 impl Rooms {
     /// From now on this worker has rooms.
     pub(crate) fn open(&mut self, settings: &RoomSettings) {
-        let RoomSettings { side, transport, timing, max_rooms, max_bytes_in_flight, deadline_ms } =
-            *settings;
-        self.machines = Some(Machines::new(side, transport, timing, max_rooms));
+        let RoomSettings { side, placement, transport, timing, max_rooms, .. } = *settings;
+        let RoomSettings { max_bytes_in_flight, deadline_ms, .. } = *settings;
+        let machines = Machines::new(side, transport, timing, max_rooms);
+        self.machines = Some(machines.placed(placement));
         self.outbox = Outbox::new(max_bytes_in_flight);
         self.deadline_us = deadline_ms.saturating_mul(1000);
     }

@@ -9,7 +9,7 @@ use super::receive::Arriving;
 use super::rooms::{Check, Reset, Transfer};
 use super::send::{Departing, Sources, Stage};
 use super::settle::Event;
-use crate::error::Error;
+use crate::error::{Code, Error, Invalid};
 use crate::ids::{Group, RequestId};
 use crate::planted::{self, Bug};
 use crate::prefix::hash::Key;
@@ -328,5 +328,9 @@ fn refused(key: RoomKey, denied: Denied) -> Error {
         Denied::Over(_) => Error::RoomTaken { room, what: "is over" },
         Denied::PeerGone => Error::RoomTaken { room, what: "names a peer that is gone" },
         Denied::Full => Error::RoomsFull { room },
+        Denied::Misplaced(misplaced) => {
+            let (code, message) = (Code::InvalidValue, misplaced.to_string());
+            Error::Invalid(Invalid { param: "room", code, message })
+        }
     }
 }

@@ -59,8 +59,10 @@ impl Writer {
 
     pub(super) fn tokens(&mut self, tokens: &[i32]) {
         self.count(tokens.len());
-        for &token in tokens {
-            self.number(u64::from(bits_of((token << 1) ^ (token >> 31))));
+        let begin = self.bytes.len();
+        self.bytes.resize(begin + 4 * tokens.len(), 0);
+        for (place, token) in self.bytes[begin..].chunks_exact_mut(4).zip(tokens) {
+            place.copy_from_slice(&token.to_le_bytes());
         }
     }
 
@@ -159,14 +161,9 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn tokens(&mut self) -> Read<Vec<i32>> {
-        (0..self.count()?).map(|_| self.token()).collect()
-    }
-
-    fn token(&mut self) -> Read<i32> {
-        let zigzag = u32::try_from(self.number()?);
-        let zigzag = zigzag.map_err(|_| Unreadable::Nonsense("a token is no int32"))?;
-        let half = i32::from_le_bytes((zigzag >> 1).to_le_bytes());
-        Ok(if zigzag & 1 == 0 { half } else { !half })
+        let count = self.count()?;
+        let token = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok(self.slice(4 * count)?.chunks_exact(4).map(token).collect())
     }
 
     pub(super) fn text(&mut self) -> Read<&'a str> {
@@ -198,18 +195,47 @@ pub(super) fn mix(check: u64, bytes: &[u8]) -> u64 {
         word[..chunk.len()].copy_from_slice(chunk);
         u64::from_le_bytes(word)
     };
-    let check = bytes.chunks(8).map(word).fold(check, step);
-    step(check, bytes.len() as u64)
+    let mut lanes = [check, 1, 2, 3];
+    let mut fours = bytes.chunks_exact(32);
+    for four in &mut fours {
+        for (lane, eight) in lanes.iter_mut().zip(four.chunks_exact(8)) {
+            *lane = step(*lane, word(eight));
+        }
+    }
+    let end = fours.remainder().chunks(8).map(word).fold(bytes.len() as u64, step);
+    lanes.into_iter().fold(end, step)
+}
+
+/// The same of numbers.
+pub(super) fn mix_words(check: u64, words: impl ExactSizeIterator<Item = u64>) -> u64 {
+    let mut lanes = [step(check, words.len() as u64), 1, 2, 3];
+    for (place, word) in words.enumerate() {
+        lanes[place % 4] = step(lanes[place % 4], word);
+    }
+    lanes.into_iter().fold(check, step)
 }
 
 fn pair(low: i32, high: i32) -> u64 {
     u64::from(bits_of(low)) | u64::from(bits_of(high)) << 32
 }
 
-/// The same of a few int32s.
-pub(super) fn mix_few(check: u64, ints: &[i32]) -> u64 {
-    let word = |two: &[i32]| pair(two[0], two.get(1).copied().unwrap_or(0));
-    ints.chunks(2).map(word).fold(step(check, ints.len() as u64), step)
+/// The same of the int32s before the first zero.
+pub(super) fn mix_until_zero(check: u64, ints: &[i32]) -> u64 {
+    let mut check = check;
+    let mut twos = ints.chunks_exact(2);
+    for two in &mut twos {
+        if two[0] == 0 {
+            return step(check, 1);
+        }
+        check = step(check, pair(two[0], two[1]));
+        if two[1] == 0 {
+            return step(check, 2);
+        }
+    }
+    match twos.remainder() {
+        &[last] if last != 0 => step(step(check, pair(last, 0)), 2),
+        _ => step(check, 1),
+    }
 }
 
 /// The same of the int32s of an array, in four lanes, for arrays are long.
@@ -234,7 +260,7 @@ pub(super) fn short(check: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Reader, Unreadable, Writer, mix, mix_few, mix_ints};
+    use super::{Reader, Unreadable, Writer, mix, mix_ints, mix_until_zero, mix_words};
 
     #[test]
     fn numbers_of_every_size_come_back() {
@@ -270,6 +296,10 @@ mod tests {
         assert_eq!(Reader::new(&[0x7f, 1], 0).tokens(), Err(Unreadable::Ended));
     }
 
+    fn words(ints: &[i32]) -> impl ExactSizeIterator<Item = u64> {
+        ints.iter().map(|&int| u64::try_from(int).expect("small"))
+    }
+
     #[test]
     fn a_check_depends_on_every_byte_and_their_number() {
         let bytes: Vec<u8> = (0..100).collect();
@@ -280,7 +310,14 @@ mod tests {
             others[place] ^= 1;
             assert_ne!(mix(0, &other), mix(0, &bytes));
             assert_ne!(mix_ints(0, &others), mix_ints(0, &ints));
-            assert_ne!(mix_few(0, &others), mix_few(0, &ints));
+            assert_ne!(mix_words(0, words(&others)), mix_words(0, words(&ints)));
+            if place > 0 {
+                assert_ne!(mix_until_zero(0, &others[1..]), mix_until_zero(0, &ints[1..]));
+                assert_ne!(mix_until_zero(0, &ints[1..place]), mix_until_zero(0, &ints[1..]));
+                others[place] = 0; // whatever is behind the end of a row does not count
+                let (long, short) = (&others[1..], &others[1..place]);
+                assert_eq!(mix_until_zero(0, long), mix_until_zero(0, &[short, &[0, 0]].concat()));
+            }
             assert_ne!(mix(0, &bytes[..place]), mix(0, &bytes));
             assert_ne!(mix_ints(0, &ints[..place]), mix_ints(0, &ints));
         }

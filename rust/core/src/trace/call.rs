@@ -1,13 +1,18 @@
 //! Records of a trace, read: a call and what was answered. Each is whole before it is made.
 
 use super::bytes::{Read, Reader, Unreadable};
+use super::part::Part;
 use super::{check, tag};
 use crate::budget::PoolSizes;
-use crate::core::{Answer, Event, NewRequest};
+use crate::core::{Answer, Event, NewRequest, RoomSettings, Transfer};
 use crate::geometry::{DraftRoom, Geometry};
 use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
 use crate::recipe::{Band, Recipe};
+use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
+use crate::transfer::message::Message;
+use crate::transfer::proof::Evidence;
+use crate::transfer::receiving::Inspection;
 
 /// What the core was made of.
 pub(super) struct Start {
@@ -22,6 +27,7 @@ pub(super) struct Start {
 pub(super) enum Call {
     Submit(Submitted, Result<u64, u32>),
     Plan { num_words: usize, was: Result<Option<Planned>, u32> },
+    Rooms(RoomSettings, Result<(), u32>),
     Advance(Vec<Happened>, Result<u32, u32>),
     Abort(RequestId, bool),
     Shutdown,
@@ -36,6 +42,7 @@ pub(super) struct Submitted {
     priority: i128,
     cache_salt: String,
     no_cache: bool,
+    transfer: Option<Transfer>,
 }
 
 /// What is kept of a plan.
@@ -51,6 +58,12 @@ pub(super) enum Happened {
     Stopped(RequestId),
     Tick(u64),
     Verified { step: StepId, answer: Answered },
+    Peer { from: PeerRank, message: Message },
+    TicketEnded { ticket: Ticket, landed: bool, digest: u64 },
+    Inspected { key: RoomKey, first_token: i32, found: Inspection },
+    PeerGone { incarnation: Incarnation, evidence: Option<Evidence> },
+    Fenced { incarnation: Incarnation, evidence: Evidence },
+    Reconnected { incarnation: Incarnation, num_fences: u32 },
 }
 
 /// What came back of a step of a core with drafts.
@@ -136,6 +149,7 @@ impl Call {
             }
             tag::ABORT => Self::Abort(RequestId(reader.number()?), reader.number()? != 0),
             tag::SHUTDOWN => Self::Shutdown,
+            tag::ROOMS => Self::Rooms(Part::read(reader)?, answer(reader, |_| Ok(()))?),
             _ => return Err(Unreadable::Nonsense("there is no such call")),
         };
         reader.end()?;
@@ -165,6 +179,7 @@ impl Submitted {
             priority: reader.whole()?,
             cache_salt: reader.text()?.to_owned(),
             no_cache: reader.number()? != 0,
+            transfer: Part::read(reader)?,
         })
     }
 
@@ -177,7 +192,7 @@ impl Submitted {
             priority: self.priority,
             cache_salt: &self.cache_salt,
             no_cache: self.no_cache,
-            transfer: None,
+            transfer: self.transfer.clone(),
         }
     }
 }
@@ -216,6 +231,23 @@ impl Happened {
                     drafts: reader.tokens()?,
                 },
             },
+            4 => Self::Peer { from: Part::read(reader)?, message: Part::read(reader)? },
+            5 => Self::TicketEnded {
+                ticket: Part::read(reader)?,
+                landed: Part::read(reader)?,
+                digest: Part::read(reader)?,
+            },
+            6 => Self::Inspected {
+                key: Part::read(reader)?,
+                first_token: Part::read(reader)?,
+                found: Part::read(reader)?,
+            },
+            7 => Self::PeerGone { incarnation: Part::read(reader)?, evidence: Part::read(reader)? },
+            8 => Self::Fenced { incarnation: Part::read(reader)?, evidence: Part::read(reader)? },
+            9 => Self::Reconnected {
+                incarnation: Part::read(reader)?,
+                num_fences: Part::read(reader)?,
+            },
             _ => return Err(Unreadable::Nonsense("there is no such event")),
         })
     }
@@ -227,6 +259,18 @@ impl Happened {
             }
             Self::Stopped(id) => Event::Stopped(*id),
             Self::Tick(now_us) => Event::Tick(*now_us),
+            Self::Peer { from, message } => Event::Peer { from: *from, message },
+            &Self::TicketEnded { ticket, landed, digest } => {
+                Event::TicketEnded { ticket, landed, digest }
+            }
+            Self::Inspected { key, first_token, found } => {
+                Event::Inspected { key: *key, first_token: *first_token, found }
+            }
+            &Self::PeerGone { incarnation, evidence } => Event::PeerGone { incarnation, evidence },
+            &Self::Fenced { incarnation, evidence } => Event::Fenced { incarnation, evidence },
+            &Self::Reconnected { incarnation, num_fences } => {
+                Event::Reconnected { incarnation, num_fences }
+            }
             Self::Verified { step, answer } => {
                 let Answered { tokens, non_finite, accepted, drafts } = answer;
                 Event::Verified {

@@ -1,7 +1,8 @@
 //! Checks of what a core answers.
 
-use super::bytes::{mix, mix_few, mix_ints, short, step};
-use crate::core::{Outcome, Plan};
+use super::bytes::{Writer, mix, mix_ints, mix_until_zero, mix_words, short, step};
+use super::part::write_errands;
+use crate::core::{Errands, Outcome, Plan};
 use crate::error::Error;
 use crate::ids::RequestId;
 use crate::metadata::StepLayout;
@@ -67,8 +68,13 @@ impl Used {
             Self::Saves => plan.num_saves,
             Self::Rows => {
                 let rows = array.chunks_exact(columns).take(plan.num_requests);
-                let filled = |row: &[i32]| row.iter().position(|&id| id == 0).unwrap_or(columns);
-                return rows.fold(0, |check, row| mix_few(check, &row[..filled(row)]));
+                // In four lanes, so that a row need not wait for the one before.
+                let mut lanes = [0, 1, 2, 3];
+                for (place, row) in rows.enumerate() {
+                    let lane = &mut lanes[place % 4];
+                    *lane = mix_until_zero(*lane, row);
+                }
+                return lanes.into_iter().fold(0, step);
             }
         };
         mix_ints(0, &array[..len.min(array.len())]) // arrays of drafts are empty without drafts
@@ -110,8 +116,8 @@ pub(super) fn numbers(plan: &Plan) -> [(&'static str, u64); NUM_NUMBERS] {
 
 /// Of the lists of a plan.
 pub(super) fn lists(plan: &Plan) -> u32 {
-    let ids = |check, ids: &[RequestId]| words(check, ids.iter().map(|id| id.0));
-    let sizes = |check, sizes: &[usize]| words(check, sizes.iter().map(|&size| size as u64));
+    let ids = |check, ids: &[RequestId]| mix_words(check, ids.iter().map(|id| id.0));
+    let sizes = |check, sizes: &[usize]| mix_words(check, sizes.iter().map(|&size| size as u64));
     let check = ids(0, &plan.started_request_ids);
     let check = ids(sizes(check, &plan.started_cached_tokens), &plan.request_ids);
     let check = sizes(ids(check, &plan.sample_request_ids), &plan.sample_positions);
@@ -119,17 +125,21 @@ pub(super) fn lists(plan: &Plan) -> u32 {
 }
 
 pub(super) fn outcome(outcome: &Outcome) -> u32 {
-    let check = words(0, outcome.request_ids.iter().map(|id| id.0));
-    short(mix(mix_ints(check, &outcome.tokens), &outcome.finished))
+    let check = mix_words(0, outcome.request_ids.iter().map(|id| id.0));
+    let check = mix(mix_ints(check, &outcome.tokens), &outcome.finished);
+    let zeroed = outcome.to_zero.iter();
+    let zeroed = zeroed.map(|&(group, id)| u64::from(id.get()) << 8 | group as u64);
+    let check = mix_words(check, zeroed);
+    if outcome.errands == Errands::default() {
+        return short(check);
+    }
+    let mut errands = Writer::default();
+    write_errands(&outcome.errands, &mut errands);
+    short(mix(check, &errands.take()))
 }
 
 pub(super) fn refusal(error: &Error) -> u32 {
     short(mix(1, error.to_string().as_bytes()))
-}
-
-fn words(check: u64, words: impl ExactSizeIterator<Item = u64>) -> u64 {
-    let check = step(check, words.len() as u64);
-    words.fold(check, step)
 }
 
 #[cfg(test)]

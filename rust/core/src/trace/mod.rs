@@ -12,10 +12,11 @@
 //!   3 advance   events; answer
 //!   4 abort     id; answer
 //!   5 shutdown
+//!   6 rooms     settings; answer
 //! ```
-//! Inputs are kept as they are. Of answers, the numbers of a plan are kept, and checks (32 bits) of
-//! its lists, of the used part of each array, of outcomes and of refusals: so that the first that
-//! differs can be named. What happens in rooms is not recorded: a core is recorded or has rooms.
+//! Inputs are kept as they are, tokens as int32. Of answers, the numbers of a plan are kept, and checks
+//! (32 bits) of its lists, of the used part of each array, of outcomes with their errands, and of
+//! refusals: so that the first that differs can be named.
 //! Nothing here touches a file: [`Recorded::take_trace`] hands out the bytes
 //! that came since the last time.
 //!
@@ -26,6 +27,7 @@
 mod bytes;
 mod call;
 mod check;
+mod part;
 mod record;
 mod replay;
 #[cfg(test)]
@@ -35,7 +37,7 @@ pub use record::Recorded;
 pub use replay::{Difference, Report, replay};
 
 const MAGIC: &[u8; 9] = b"dsv4trace";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// What a record tells of.
 mod tag {
@@ -45,6 +47,7 @@ mod tag {
     pub(super) const ADVANCE: u8 = 3;
     pub(super) const ABORT: u8 = 4;
     pub(super) const SHUTDOWN: u8 = 5;
+    pub(super) const ROOMS: u8 = 6;
 }
 
 /// Why bytes are no trace, or not a whole one.

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use super::bytes::Writer;
+use super::part::Part;
 use super::{MAGIC, VERSION, check, tag};
 use crate::budget::PoolSizes;
 use crate::core::{Answer, Core, Event, NewRequest, Outcome, Plan, RoomSettings};
@@ -20,7 +21,7 @@ pub struct Recorded {
     recipe: Option<Recipe>,
     pub(super) trace: Option<Writer>,
     was_called: bool,
-    has_rooms: bool,
+    rooms: Option<RoomSettings>,
 }
 
 impl Deref for Recorded {
@@ -36,8 +37,7 @@ impl Recorded {
     pub fn new(geometry: Geometry, sizes: &PoolSizes, limits: Limits) -> Result<Self, Error> {
         let core = Core::new(geometry.clone(), sizes, limits.clone())?;
         let start = (geometry, *sizes, limits);
-        let (was_called, has_rooms) = (false, false);
-        Ok(Self { core, start, recipe: None, trace: None, was_called, has_rooms })
+        Ok(Self { core, start, recipe: None, trace: None, was_called: false, rooms: None })
     }
 
     /// As [`Core::follow`], but before anything is recorded: a trace begins with its recipe.
@@ -50,14 +50,15 @@ impl Recorded {
         Ok(())
     }
 
-    /// As [`Core::open_rooms`]; what happens in rooms cannot be recorded.
+    /// As [`Core::open_rooms`].
     pub fn open_rooms(&mut self, settings: &RoomSettings) -> Result<(), Error> {
-        if self.trace.is_some() {
-            return Err(Error::Config("this core is recorded, and a trace holds no rooms".into()));
+        let answer = self.core.open_rooms(settings);
+        if let Some(trace) = &mut self.trace {
+            trace.rooms(settings, &answer);
+        } else if answer.is_ok() {
+            self.rooms = Some(*settings);
         }
-        self.core.open_rooms(settings)?;
-        self.has_rooms = true;
-        Ok(())
+        answer
     }
 
     /// Records from now on, which must be before the first call: a trace begins with all blocks
@@ -66,12 +67,8 @@ impl Recorded {
         if self.trace.is_some() {
             return Ok(());
         }
-        if self.was_called || self.has_rooms {
-            let what = if self.has_rooms {
-                "a trace holds no rooms, and this core has opened them"
-            } else {
-                "a trace begins with the first call; this core was called before"
-            };
+        if self.was_called {
+            let what = "a trace begins with the first call; this core was called before";
             return Err(Error::Config(what.into()));
         }
         let mut trace = Writer::default();
@@ -83,6 +80,9 @@ impl Recorded {
         trace.recipe(self.recipe.as_ref());
         trace.number(self.core.layout().hash());
         trace.end();
+        if let Some(settings) = &self.rooms {
+            trace.rooms(settings, &Ok(()));
+        }
         self.trace = Some(trace);
         Ok(())
     }
@@ -131,9 +131,7 @@ impl Recorded {
     pub fn advance(&mut self, events: &[Event<'_>]) -> Result<Outcome, Error> {
         self.was_called = true;
         let answer = self.core.advance(events);
-        // Events of rooms are refused by a core without rooms, and what is refused changes nothing.
-        let is_of_rooms = events.iter().any(|event| !Writer::knows(event));
-        if let Some(trace) = self.trace.as_mut().filter(|_| !is_of_rooms) {
+        if let Some(trace) = &mut self.trace {
             trace.begin(tag::ADVANCE);
             trace.count(events.len());
             for event in events {
@@ -242,11 +240,14 @@ impl Writer {
         self.whole(new.priority);
         self.text(new.cache_salt);
         self.number(u64::from(new.no_cache));
+        new.transfer.write(self);
     }
 
-    fn knows(event: &Event<'_>) -> bool {
-        use Event::{StepDone, Stopped, Tick, Verified};
-        matches!(event, StepDone { .. } | Verified { .. } | Stopped(_) | Tick(_))
+    fn rooms(&mut self, settings: &RoomSettings, answer: &Result<(), Error>) {
+        self.begin(tag::ROOMS);
+        settings.write(self);
+        self.answer(answer, |_, ()| ());
+        self.end();
     }
 
     fn event(&mut self, event: &Event<'_>) {
@@ -273,7 +274,38 @@ impl Writer {
                 self.number(2);
                 self.number(now_us);
             }
-            _ => debug_assert!(Self::knows(event), "looked at before"),
+            Event::Peer { from, message } => {
+                self.number(4);
+                from.write(self);
+                message.write(self);
+            }
+            Event::TicketEnded { ticket, landed, digest } => {
+                self.number(5);
+                ticket.write(self);
+                landed.write(self);
+                digest.write(self);
+            }
+            Event::Inspected { key, first_token, found } => {
+                self.number(6);
+                key.write(self);
+                first_token.write(self);
+                found.write(self);
+            }
+            Event::PeerGone { incarnation, evidence } => {
+                self.number(7);
+                incarnation.write(self);
+                evidence.write(self);
+            }
+            Event::Fenced { incarnation, evidence } => {
+                self.number(8);
+                incarnation.write(self);
+                evidence.write(self);
+            }
+            Event::Reconnected { incarnation, num_fences } => {
+                self.number(9);
+                incarnation.write(self);
+                num_fences.write(self);
+            }
         }
     }
 

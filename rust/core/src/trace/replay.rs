@@ -152,6 +152,9 @@ impl Call {
                     compare(&what, check::outcome(&is), was)?;
                 }
             }
+            Self::Rooms(settings, was) => {
+                compare_kind("the opening of rooms", core.open_rooms(&settings), was)?;
+            }
             Self::Abort(id, was) => compare("whether it was there", core.abort(id), was)?,
             Self::Shutdown => core.shutdown(),
         }

@@ -15,7 +15,7 @@ pub struct Placement {
 }
 
 /// Why a placement does not work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Misplaced {
     #[error("dp_rank is {rank}, but dp_size is {size}; ranks are 0 to dp_size - 1")]

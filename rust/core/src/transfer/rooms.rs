@@ -14,6 +14,7 @@ use crate::planted::{self, Bug};
 use crate::transfer::action::{Action, Ending, Oddity, Out};
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
 use crate::transfer::message::{Beat, Message, Offer, Prompt, Reason, Refusal, Word};
+use crate::transfer::placement::{Misplaced, Placement};
 use crate::transfer::proof::{Evidence, Proof, Transport};
 use crate::transfer::receiving::{Inspection, Receiving};
 use crate::transfer::runs::Chunk;
@@ -55,6 +56,8 @@ pub enum Denied {
     Full,
     /// The peer's process is known to be gone: nobody would ever prove that it is done.
     PeerGone,
+    /// Its number stands for another rank than this one.
+    Misplaced(Misplaced),
 }
 
 /// The table.
@@ -63,6 +66,8 @@ pub struct Rooms {
     side: Side,
     transport: Transport,
     timing: Timing,
+    /// P: which of its ranks this is, where it has several. No room of another is ever taken.
+    placement: Option<Placement>,
     /// Most rooms, live and remembered.
     capacity: usize,
     live: BTreeMap<RoomKey, Live>,
@@ -85,6 +90,7 @@ impl Rooms {
             side,
             transport,
             timing,
+            placement: None,
             capacity,
             live: BTreeMap::new(),
             tickets: BTreeMap::new(),
@@ -93,6 +99,12 @@ impl Rooms {
             gone: VecDeque::new(),
             fences: BTreeMap::new(),
         }
+    }
+
+    /// The same for one of several ranks.
+    #[must_use]
+    pub fn placed(self, placement: Option<Placement>) -> Self {
+        Self { placement, ..self }
     }
 
     /// Which side this worker is.
@@ -125,6 +137,7 @@ impl Rooms {
     }
 
     fn may_start(&self, key: RoomKey) -> Result<(), Denied> {
+        self.check_rank(key.room).map_err(Denied::Misplaced)?;
         if self.live.contains_key(&key) {
             return Err(Denied::Duplicate);
         }
@@ -136,6 +149,13 @@ impl Rooms {
             return Err(Denied::Over(ending));
         }
         if self.is_full() { Err(Denied::Full) } else { Ok(()) }
+    }
+
+    fn check_rank(&self, room: Room) -> Result<(), Misplaced> {
+        match self.placement {
+            Some(placement) if !planted::is(Bug::RankUnchecked) => placement.check(room),
+            _ => Ok(()),
+        }
     }
 
     fn begin(&mut self, key: RoomKey, room: Live) {
@@ -277,6 +297,13 @@ impl Rooms {
             }
             return actions;
         }
+        if self.side == Side::Prefill
+            && matches!(word, Word::Join(_) | Word::Offer(_) | Word::Abort(_))
+            && self.check_rank(key.room).is_err()
+        {
+            self.never(key, from, word, out);
+            return actions;
+        }
         match (self.side, word) {
             (Side::Prefill, Word::Join(_)) | (Side::Decode, Word::Want) => out.count(Oddity::Early),
             (Side::Prefill, Word::Offer(_) | Word::Abort(_))
@@ -300,6 +327,9 @@ impl Rooms {
         let ending = match (self.side, word) {
             (Side::Decode, Word::Abort(reason)) => {
                 Ending::Aborted { reason: *reason, drained: true }
+            }
+            _ if self.check_rank(key.room).is_err() => {
+                Ending::Aborted { reason: Reason::RoomDpRankMismatch, drained: true }
             }
             _ => self.tombstones.unheard_of(key),
         };

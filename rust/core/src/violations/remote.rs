@@ -122,6 +122,7 @@ fn offered() -> (Core, RequestId, Offer) {
     let mut core = core();
     let settings = RoomSettings {
         side: Side::Decode,
+        placement: None,
         transport: Transport::InProcess,
         timing: Timing::default(),
         max_rooms: 10,

@@ -12,8 +12,9 @@
 //! | cache   | the same, prefixes cached in every game            | the same, contents of each block  |
 //! | cramped | the same in pools of 1 to 8 blocks                 | the same, and all come to an end  |
 //! | real    | the same with blocks of 256 and 64 tokens          | the same                          |
-//! | storm   | one act of two cores, their wire or their callers  | ends, tokens, bytes; audits       |
+//! | storm   | one act of some cores, their wire or their callers | ends, tokens, bytes; audits       |
 //! | replay  | the same as facade, recorded and replayed          | the same, and the record          |
+//! | rooms   | the same as storm, recorded and replayed           | the record of every core          |
 //!
 //! Every operation is checked as it happens. Audits are sampled: every 64th operation or so.
 //!
@@ -44,7 +45,7 @@ struct Layer {
     play: fn(Rng) -> usize,
 }
 
-const LAYERS: [Layer; 10] = [
+const LAYERS: [Layer; 11] = [
     Layer { name: "handles", seeds_per_round: 1, play: handles },
     Layer { name: "stale", seeds_per_round: 1, play: stale },
     Layer { name: "broken", seeds_per_round: 10, play: broken },
@@ -55,6 +56,7 @@ const LAYERS: [Layer; 10] = [
     Layer { name: "real", seeds_per_round: 5, play: real },
     Layer { name: "storm", seeds_per_round: 4, play: storm },
     Layer { name: "replay", seeds_per_round: 1, play: play_and_replay },
+    Layer { name: "rooms", seeds_per_round: 1, play: recorded_storm },
 ];
 
 const CACHE: Style = Style { caches: true, is_cramped: false };
@@ -119,14 +121,22 @@ fn real(rng: Rng) -> usize {
 }
 
 fn storm(rng: Rng) -> usize {
-    let mut storm = Storm::new(rng);
+    storm_of(rng, false).check_ends();
+    1500
+}
+
+fn recorded_storm(rng: Rng) -> usize {
+    1500 + storm_of(rng, true).check_replays()
+}
+
+fn storm_of(rng: Rng, is_recorded: bool) -> Storm {
+    let mut storm = Storm::of(rng, is_recorded);
     for number in 0..1500 {
         at_operation(number);
         storm.operate();
     }
     storm.heal();
-    storm.check_ends();
-    1500
+    storm
 }
 
 /// When to stop, and where to begin.

@@ -8,7 +8,8 @@
 //! - `replay`: a recorded run replays to the same plans, and a damaged record is found out
 //! - `lifecycles`, `window`, `prefix`, `flight`, `drafts`, `recipes`, `refusals`: one behaviour each, by name
 //! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`;
-//!   `storm`: the same under loss, repetition, reordering, late landing and aborts
+//!   `storm`: the same with several prefill ranks, under loss, repetition, reordering, late landing and
+//!   aborts
 //! - `words`: what the room machines say, and to whom they do not listen
 //! - `rules`: what no single module owns: pins, limits at their edges, positions up to a million
 //! - `largest`: the largest legal step of every model fits its layout

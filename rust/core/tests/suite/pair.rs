@@ -1,5 +1,8 @@
 //! Two cores and a wire between them: one computes prompts, the other decodes them.
 //!
+//! There may be more ranks that compute: each has the rooms whose number leaves its rank. Side 0 is the
+//! first of them, side 1 decodes, the other ranks follow.
+//!
 //! The wire is memory of the test: messages and tickets go on when a test says so, and can be lost,
 //! repeated and late. What lands is compared with who owns the memory then.
 
@@ -9,6 +12,7 @@ use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey};
 use dsv4_core::transfer::message::{Message, Word};
+use dsv4_core::transfer::placement::Placement;
 use dsv4_core::transfer::proof::Transport;
 use dsv4_core::transfer::receiving::{Inspection, Tag};
 use dsv4_core::transfer::timing::Timing;
@@ -27,6 +31,17 @@ pub const WORKERS: [PeerRank; 2] = [
     PeerRank { incarnation: Incarnation(0xb), rank: 0 },
 ];
 
+/// The worker of a side.
+pub fn worker(side: usize) -> PeerRank {
+    let more = |side| PeerRank { incarnation: Incarnation(0x100 + side as u128), rank: 0 };
+    WORKERS.get(side).copied().unwrap_or_else(|| more(side))
+}
+
+/// The side that computes the prompts of a rank.
+pub fn side_of(rank: usize) -> usize {
+    if rank == 0 { P } else { rank + 1 }
+}
+
 /// Who used a block of D's memory last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum User {
@@ -35,13 +50,15 @@ enum User {
 }
 
 pub struct Pair {
-    pub sides: [Driver; 2],
-    /// On their way to each side.
-    pub mail: [VecDeque<Message>; 2],
+    pub sides: Vec<Driver>,
+    /// On their way to each side; those to D from its first rank.
+    pub mail: Vec<VecDeque<Message>>,
+    /// On their way to D from the other ranks, by their sides.
+    more_mail: Vec<VecDeque<Message>>,
     pub postings: VecDeque<Posting>,
     pub checks: VecDeque<Check>,
     /// What each side told: request, token, finish.
-    pub told: [Vec<(RequestId, i32, u8)>; 2],
+    pub told: Vec<Vec<(RequestId, i32, u8)>>,
     /// Blocks of D by group and id.
     users: BTreeMap<(usize, u32), User>,
     /// Where each room was told to write.
@@ -58,6 +75,7 @@ pub struct Pair {
 pub fn settings(side: Side) -> RoomSettings {
     RoomSettings {
         side,
+        placement: None,
         transport: Transport::InProcess,
         timing: Timing::default(),
         max_rooms: 4096,
@@ -66,25 +84,34 @@ pub fn settings(side: Side) -> RoomSettings {
     }
 }
 
-/// A key as a side knows it.
-pub fn key(side: usize, room: u64) -> RoomKey {
-    RoomKey { room: Room(room), epoch: Epoch(0), peer: WORKERS[1 - side].incarnation }
-}
-
 impl Pair {
     pub fn new(mut sides: [Driver; 2]) -> Self {
         sides[P].core.open_rooms(&settings(Side::Prefill)).expect("once");
         sides[D].core.open_rooms(&settings(Side::Decode)).expect("once");
+        Self::over(sides.into())
+    }
+
+    /// Side 1 decodes; each of the others is a rank that computes.
+    pub fn of_ranks(mut sides: Vec<Driver>) -> Self {
+        let size = u32::try_from(sides.len() - 1).expect("few");
+        sides[D].core.open_rooms(&settings(Side::Decode)).expect("once");
+        for rank in 0..size {
+            let placement = Some(Placement { rank, size });
+            let settings = RoomSettings { placement, ..settings(Side::Prefill) };
+            sides[side_of(rank as usize)].core.open_rooms(&settings).expect("once");
+        }
         Self::over(sides)
     }
 
-    pub fn over(sides: [Driver; 2]) -> Self {
+    pub fn over(sides: Vec<Driver>) -> Self {
+        let num_sides = sides.len();
         let mut pair = Self {
             sides,
-            mail: [VecDeque::new(), VecDeque::new()],
+            mail: vec![VecDeque::new(); num_sides],
+            more_mail: vec![VecDeque::new(); num_sides],
             postings: VecDeque::new(),
             checks: VecDeque::new(),
-            told: [vec![], vec![]],
+            told: vec![vec![]; num_sides],
             users: BTreeMap::new(),
             targets: BTreeMap::new(),
             digests: BTreeMap::new(),
@@ -95,6 +122,24 @@ impl Pair {
         };
         pair.wait(0); // from here on time is counted
         pair
+    }
+
+    pub fn num_ranks(&self) -> usize {
+        self.sides.len() - 1
+    }
+
+    pub fn all_sides(&self) -> std::ops::Range<usize> {
+        0..self.sides.len()
+    }
+
+    /// The side that computes the prompt of a room.
+    pub fn side_of(&self, room: Room) -> usize {
+        side_of(usize::try_from(room.0).expect("small") % self.num_ranks())
+    }
+
+    /// The key of a room on D.
+    fn key(&self, room: Room) -> RoomKey {
+        RoomKey { room, epoch: Epoch(0), peer: worker(self.side_of(room)).incarnation }
     }
 
     /// The real geometry in roomy pools.
@@ -137,9 +182,13 @@ impl Pair {
         let errands = &outcome.errands;
         self.num_resets += errands.resets.len();
         for (to, message) in &errands.messages {
-            assert_eq!(*to, WORKERS[1 - side]);
+            let receiver = self.all_sides().find(|&side| worker(side) == *to).expect("a worker");
+            assert!((side == D) != (receiver == D), "{side} says something to {receiver}");
             self.note_offer(message);
-            self.mail[1 - side].push_back(message.clone());
+            let from_others = receiver == D && side != P;
+            let mail =
+                if from_others { &mut self.more_mail[side] } else { &mut self.mail[receiver] };
+            mail.push_back(message.clone());
         }
         self.postings.extend(errands.postings.iter().cloned());
         self.checks.extend(errands.checks.iter().copied());
@@ -154,9 +203,10 @@ impl Pair {
             .enumerate()
             .flat_map(|(group, targets)| targets.iter().map(move |target| (group, target.block)));
         let blocks: Vec<_> = blocks.collect();
-        if self.targets.insert(key(D, room.0), blocks.clone()).is_none() {
+        let key = self.key(*room);
+        if self.targets.insert(key, blocks.clone()).is_none() {
             for block in blocks {
-                self.users.insert(block, User::Room(key(D, room.0)));
+                self.users.insert(block, User::Room(key));
             }
         }
     }
@@ -167,13 +217,41 @@ impl Pair {
         true
     }
 
+    /// The mail of one connection: to a rank, or from one to D.
+    pub fn mail_of(&mut self, prefill: usize, to_decode: bool) -> &mut VecDeque<Message> {
+        match (prefill, to_decode) {
+            (P, true) => &mut self.mail[D],
+            (_, true) => &mut self.more_mail[prefill],
+            (_, false) => &mut self.mail[prefill],
+        }
+    }
+
     pub fn hear(&mut self, side: usize, message: &Message) {
-        self.advance(side, Event::Peer { from: WORKERS[1 - side], message });
+        let from = worker(if side == D { P } else { D });
+        self.advance(side, Event::Peer { from, message });
+    }
+
+    /// D hears another rank than the first.
+    pub fn hear_from(&mut self, prefill: usize, message: &Message) {
+        self.advance(D, Event::Peer { from: worker(prefill), message });
+    }
+
+    fn deliver_more(&mut self) -> bool {
+        let waiting = self.all_sides().find(|&side| !self.more_mail[side].is_empty());
+        let Some(side) = waiting else { return false };
+        let Some(message) = self.more_mail[side].pop_front() else { return false };
+        self.hear_from(side, &message);
+        true
+    }
+
+    /// Something that waits for a side other than the first two.
+    fn deliver_to_more(&mut self) -> bool {
+        (D + 1..self.sides.len()).any(|side| self.deliver(side))
     }
 
     /// The bytes of a ticket arrive in D's memory: nobody else may own it.
     pub fn write(&mut self, posting: &Posting) -> u64 {
-        let mine = key(D, posting.key.room.0);
+        let mine = self.key(posting.key.room);
         let copies = &posting.copies;
         let runs =
             [&copies.full[..], &copies.swa[..], copies.state.as_slice(), copies.aux.as_slice()];
@@ -193,8 +271,9 @@ impl Pair {
     /// A ticket ends. What failed wrote nothing, and may yet.
     pub fn end(&mut self, posting: &Posting, landed: bool) {
         let digest = if landed { self.write(posting) } else { 0 };
-        *self.digests.entry(key(D, posting.key.room.0)).or_default() += digest;
-        self.advance(P, Event::TicketEnded { ticket: posting.ticket, landed, digest });
+        let (key, side) = (self.key(posting.key.room), self.side_of(posting.key.room));
+        *self.digests.entry(key).or_default() += digest;
+        self.advance(side, Event::TicketEnded { ticket: posting.ticket, landed, digest });
     }
 
     pub fn land(&mut self) -> bool {
@@ -218,7 +297,13 @@ impl Pair {
 
     /// Everything that is under way arrives, in order.
     pub fn pump(&mut self) {
-        while self.deliver(P) || self.deliver(D) || self.land() || self.inspect() {}
+        while self.deliver(P)
+            || self.deliver(D)
+            || self.deliver_more()
+            || self.deliver_to_more()
+            || self.land()
+            || self.inspect()
+        {}
     }
 
     pub fn plan(&mut self, side: usize) -> Option<Plan> {
@@ -237,7 +322,7 @@ impl Pair {
     /// Does nobody wait for anything?
     pub fn is_quiet(&self) -> bool {
         let waits = ["num_rooms", "num_arriving", "num_departing", "num_running", "num_waiting"];
-        [P, D].iter().all(|&side| waits.iter().all(|name| self.stat(side, name) == 0))
+        self.all_sides().all(|side| waits.iter().all(|name| self.stat(side, name) == 0))
     }
 
     /// D's step reads and writes these blocks for its requests.
@@ -284,7 +369,7 @@ impl Pair {
 
     pub fn wait(&mut self, milliseconds: u64) {
         self.now_us += milliseconds * 1000;
-        for side in [P, D] {
+        for side in self.all_sides() {
             self.advance(side, Event::Tick(self.now_us));
         }
     }
@@ -308,7 +393,7 @@ impl Pair {
 
     /// Nothing is held anywhere.
     pub fn assert_at_rest(&mut self) {
-        for side in [P, D] {
+        for side in self.all_sides() {
             self.settle(side);
             self.sides[side].assert_at_rest();
             assert_eq!(self.stat(side, "aux_free"), self.stat(side, "aux_capacity"));

@@ -33,11 +33,22 @@ fn the_real_blocks_replay_and_a_step_costs_some_hundred_bytes() {
     let mut game = Game::new(real_geometry(), Rng::new(7));
     game.driver.core.record().expect("not called yet");
     game.play(5000);
-    let trace = game.driver.core.take_trace();
-    let report = replay(&trace).expect("a whole trace");
+    let report = replay(&game.driver.core.take_trace()).expect("a whole trace");
     assert!(report.difference.is_none() && !report.is_complete);
-    let per_step = (trace.len() - report.num_tokens * 2) / report.num_steps;
-    assert!(per_step < 400, "{per_step} bytes per step beside the tokens");
+
+    let mut driver = Driver::roomy(limits());
+    driver.core.record().expect("not called yet");
+    for _ in 0..8 {
+        driver.submit(300, 500);
+    }
+    driver.step();
+    let before = driver.core.take_trace().len();
+    assert!(before > 8 * 300 * 4, "prompts are kept: {before}");
+    for _ in 0..100 {
+        driver.step();
+    }
+    let per_step = driver.core.take_trace().len() / 100;
+    assert!((150..200 + 8 * 4).contains(&per_step), "{per_step} bytes per step with 8 tokens");
 }
 
 /// Two requests and all kinds of calls, refused ones among them.
@@ -99,11 +110,11 @@ fn a_trace_that_ends_early_is_truncated_or_incomplete() {
 fn what_is_no_trace_of_ours_says_so() {
     assert_eq!(replay(b"GIF89a"), Err(TraceError::NotATrace(6)));
     let mut newer = short_trace();
-    newer[9] = 3;
-    assert_eq!(replay(&newer), Err(TraceError::Version { has: 3 }));
+    newer[9] = 4;
+    assert_eq!(replay(&newer), Err(TraceError::Version { has: 4 }));
     let mut rng = Rng::new(1);
     for _ in 0..20_000 {
-        let mut bytes = b"dsv4trace\x02".to_vec();
+        let mut bytes = b"dsv4trace\x03".to_vec();
         bytes.extend((0..rng.below(200)).map(|_| u8::try_from(rng.below(256)).expect("a byte")));
         assert!(replay(&bytes).is_err());
     }

@@ -6,6 +6,7 @@ use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room};
 use dsv4_core::transfer::message::{Message, Reason, Refusal, Word};
+use dsv4_core::transfer::placement::Placement;
 use dsv4_core::transfer::prealloc::Demand;
 use dsv4_core::transfer::proof::Evidence;
 use dsv4_core::transfer::receiving::Inspection;
@@ -13,7 +14,7 @@ use dsv4_core::transfer::runs::Run;
 use dsv4_core::{Event, NewRequest, OnFailure, Outcome, RoomSettings, Side, Transfer};
 
 use crate::driver::{Driver, limits, real_geometry, request, sizes};
-use crate::pair::{D, P, Pair, WORKERS, other_side, settings};
+use crate::pair::{D, P, Pair, WORKERS, other_side, settings, side_of, worker};
 
 #[test]
 fn a_prompt_is_computed_by_one_core_and_decoded_by_another() {
@@ -551,7 +552,7 @@ fn bytes_in_flight_are_bounded_and_what_waits_is_held() {
     let narrow = RoomSettings { max_bytes_in_flight: 1, ..settings(Side::Prefill) };
     sides[P].core.open_rooms(&narrow).expect("once");
     sides[D].core.open_rooms(&settings(Side::Decode)).expect("once");
-    let mut pair = Pair::over(sides);
+    let mut pair = Pair::over(sides.into());
     let [p, d] = pair.submit(5, 1200, 2);
     assert!(pair.deliver(P) && pair.deliver(D) && pair.deliver(P));
     while pair.step(P) {}
@@ -815,6 +816,60 @@ fn a_prompt_that_differs_is_refused_by_the_prefill_side() {
 }
 
 // ---- found by the exhaustive search (tests/search) ---------------------------------------------
+
+#[test]
+fn a_rank_takes_no_room_of_another_and_says_so_to_whoever_asks() {
+    for on_failure in [OnFailure::Recompute, OnFailure::Fail] {
+        let mut pair = Pair::of_ranks((0..4).map(|_| Driver::roomy(limits())).collect());
+        let (right, wrong) = (side_of(2), side_of(1));
+        assert_eq!(pair.side_of(Room(5)), right, "5 is 2 modulo 3");
+        let to = |side: usize| Transfer {
+            peer: worker(side).incarnation,
+            on_failure,
+            ..other_side(P, 5)
+        };
+        let refused =
+            pair.sides[wrong].core.submit(NewRequest { transfer: Some(to(D)), ..request(300, 3) });
+        let Err(Error::Invalid(why)) = refused else { panic!("{refused:?}") };
+        assert_eq!(why.param, "room");
+        assert!(
+            ["room 5", "dp_rank 2", "of 3", "dp_rank 1"].iter().all(|w| why.message.contains(w))
+        );
+
+        let asking = NewRequest { transfer: Some(to(wrong)), ..request(300, 3) };
+        let id = pair.sides[D].core.submit(asking).expect("a decode worker takes any room");
+        pair.settle(D);
+        pair.pump();
+        assert_eq!(pair.stat(wrong, "num_departing"), 0);
+        assert_eq!(pair.stat(D, "num_arriving"), 0, "told at once, and not when time is over");
+        pair.run();
+        let expected = if on_failure == OnFailure::Fail { 6 } else { 2 };
+        assert_eq!(pair.ends(D, id), [expected]);
+
+        for side in [D, right] {
+            let peer = if side == D { right } else { D };
+            let new = NewRequest { transfer: Some(to(peer)), ..request(300, 3) };
+            pair.sides[side].core.submit(new).expect("the right rank");
+            pair.settle(side);
+        }
+        pair.run();
+        assert_eq!(pair.stat(D, "num_recomputed"), u64::from(on_failure == OnFailure::Recompute));
+        pair.wait(200_000);
+        pair.run();
+        pair.assert_at_rest();
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_exist_is_no_setting() {
+    for (side, rank, size) in [(Side::Prefill, 3, 3), (Side::Prefill, 0, 0), (Side::Decode, 0, 2)] {
+        let mut driver = Driver::roomy(limits());
+        let placement = Some(Placement { rank, size });
+        let opened = driver.core.open_rooms(&RoomSettings { placement, ..settings(side) });
+        assert!(matches!(opened, Err(Error::Config(_))), "{opened:?}");
+        driver.core.open_rooms(&settings(side)).expect("nothing was opened");
+    }
+}
 
 #[test]
 fn a_room_with_a_peer_that_is_known_to_be_dead_does_not_start() {
