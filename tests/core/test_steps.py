@@ -7,6 +7,8 @@ import json
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +116,53 @@ def test_a_prompt_is_any_sequence_or_buffer_of_int32(as_type: type[list[int]]) -
     core.submit(as_type([0, 1, 2, 3]), max_tokens=1)
     assert core.plan(memory) is not None
     assert read(memory, fields_of(core)["token_ids"])[:4].tolist() == [0, 1, 2, 3]
+
+
+class Id(int):
+    """An int that is more than one."""
+
+
+class Shrinks:
+    """A number that empties the list that it is in when somebody asks for its value."""
+
+    def __index__(self) -> int:
+        SHRINKING.clear()
+        return 1
+
+
+SHRINKING: list[Any] = []
+
+
+@pytest.mark.parametrize("as_type", [list, tuple])
+@pytest.mark.parametrize("odd", [Id(7), np.int32(7), np.int64(7), True])
+def test_ids_of_other_types_are_read_as_well(as_type: Callable[[list[int]], Any], odd: int) -> None:
+    for place in range(3):
+        core = small_core()
+        memory = memory_of(core)
+        ids = [1, 2, 3]
+        ids[place] = odd
+        core.submit(as_type(ids), max_tokens=1)
+        assert core.plan(memory) is not None
+        assert read(memory, fields_of(core)["token_ids"])[:3].tolist() == [int(number) for number in ids]
+
+
+@pytest.mark.parametrize("as_type", [list, tuple])
+@pytest.mark.parametrize("odd", [1.0, "1", None, b"1", [1]])
+def test_what_is_no_integer_is_a_type_error(as_type: Callable[[list[Any]], Any], odd: object) -> None:
+    core = small_core()
+    with pytest.raises(TypeError):
+        core.submit(as_type([1, odd]), max_tokens=1)
+
+
+def test_a_list_that_changes_while_it_is_read_harms_nobody() -> None:
+    core = small_core()
+    for place in range(4):
+        SHRINKING[:] = [5] * 4
+        SHRINKING[place] = Shrinks()
+        request = core.submit(SHRINKING, max_tokens=1)
+        assert SHRINKING == [], "it was asked"
+        assert core.abort(request)
+    core.audit()
 
 
 @pytest.mark.parametrize("token", [-1, 1000, 2**31, 2**63, -(2**63), 10**30])

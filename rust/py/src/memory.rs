@@ -4,6 +4,8 @@
 //! checks everything that makes the address usable (format, writability, contiguity, size,
 //! alignment) and holds the export for as long as it lives, so that the memory cannot move,
 //! shrink or vanish meanwhile. [`Lent::fill`] is the only way to the memory.
+//!
+//! The other way round, [`exact_int32`] reads the lists and tuples of small integers that prompts are.
 
 use std::ops::Range;
 use std::slice;
@@ -11,7 +13,9 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
 
 /// Step arrays start at multiples of this many bytes, and so does the memory.
 const ALIGN_BYTES: usize = 64;
@@ -129,6 +133,44 @@ pub(crate) fn read_int32(object: &Bound<'_, PyAny>) -> PyResult<Option<Vec<i32>>
     }
     let buffer: PyBuffer<i32> = buffer.into_typed()?;
     buffer.to_vec(object.py()).map(Some)
+}
+
+/// The integers of a list or a tuple, if all of them are of the very type int and of 32 bits; None
+/// otherwise, and whoever asks goes the long way.
+///
+/// Twice as fast as an iterator: no references are counted, and no object is made.
+pub(crate) fn exact_int32(sequence: &Bound<'_, PyAny>) -> Option<Vec<i32>> {
+    let get = if sequence.is_exact_instance_of::<PyList>() {
+        ffi::PyList_GetItem
+    } else if sequence.is_exact_instance_of::<PyTuple>() {
+        ffi::PyTuple_GetItem
+    } else {
+        return None;
+    };
+    let len = ffi::Py_ssize_t::try_from(sequence.len().ok()?).ok()?;
+    let small_int = |index| {
+        let mut overflow = 0;
+        #[expect(unsafe_code, reason = "a borrowed item, for as long as it takes to read it")]
+        // SAFETY: `get` is the one of the sequence's type, and the interpreter is attached, as the
+        // Bound says. The call checks the place; outside, it returns null and sets an exception that
+        // is cleared at once. The item is borrowed from the sequence; between there and here
+        // nothing runs that could take it out: an exact int has no method of its own, so that reading
+        // it runs no Python code and sets no exception, and the interpreter's lock is held
+        // (the limited API that this is built for knows no interpreter without one).
+        let value = unsafe {
+            let item = get(sequence.as_ptr(), index);
+            if item.is_null() {
+                ffi::PyErr_Clear();
+                return None;
+            }
+            if ffi::PyLong_CheckExact(item) == 0 {
+                return None;
+            }
+            ffi::PyLong_AsLongAndOverflow(item, &raw mut overflow)
+        };
+        if overflow == 0 { i32::try_from(value).ok() } else { None }
+    };
+    (0..len).map(small_int).collect()
 }
 
 /// Native 32-bit integers. The formats are listed here because a foreign byte order must not pass.

@@ -8,7 +8,7 @@ use pyo3::types::{PyList, PyString};
 use dsv4_core::validate::{self, Capacity, Code, Invalid};
 
 use crate::error::refused;
-use crate::memory::read_int32;
+use crate::memory::{exact_int32, read_int32};
 
 /// An integer of any size, saturated to 128 bits, which is outside every range of ours.
 #[derive(Clone, Copy)]
@@ -73,6 +73,9 @@ pub(crate) fn text(object: &Bound<'_, PyAny>, param: &'static str) -> PyResult<S
 
 /// Integers of 32 bits: a buffer of them, or any sequence.
 pub(crate) fn int32s(object: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
+    if let Some(numbers) = exact_int32(object) {
+        return Ok(numbers);
+    }
     let is_list = object.is_exact_instance_of::<PyList>();
     let numbers = if is_list { None } else { read_int32(object)? };
     numbers.map_or_else(|| object.extract(), Ok)
