@@ -178,7 +178,7 @@ impl Prefix {
         lookups.hits += hit;
         lookups.evicted_window += matched - hit;
         let missed = num_tokens - matched;
-        if next.is_some_and(|key| self.evicted.keys.contains(key)) {
+        if next.is_some_and(|&key| self.evicted.contains(key)) {
             lookups.evicted_full += missed;
         } else if is_under_another_salt {
             lookups.salt += missed;

@@ -41,6 +41,11 @@ impl Key {
         self.mix(tokens.chunks(2).map(word))
     }
 
+    /// As two numbers.
+    pub(crate) fn halves(self) -> (u64, u64) {
+        (self.0, self.1)
+    }
+
     /// As one number.
     pub fn bits(self) -> u128 {
         u128::from(self.0) << 64 | u128::from(self.1)

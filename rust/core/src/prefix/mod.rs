@@ -14,14 +14,16 @@
 pub(crate) mod checkpoint;
 pub(crate) mod find;
 pub mod hash;
+pub(crate) mod index;
 pub(crate) mod publish;
 pub(crate) mod trie;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::geometry::Geometry;
 use crate::limits::Limits;
 use hash::Key;
+use index::Evicted;
 use trie::Trie;
 
 /// Tokens of prompts that were looked for, by what came of it.
@@ -47,44 +49,26 @@ pub(crate) struct Prefix {
     pub(crate) lookups: Lookups,
     pub(crate) num_evicted_blocks: usize,
     pub(crate) num_evicted_windows: usize,
+    num_blocks: usize,
     evicted: Evicted,
     /// First blocks in the cache by tokens alone, so that a miss can be put down to the salt.
     first_blocks: BTreeMap<Key, usize>,
 }
 
-/// Keys of blocks that were evicted, the newest so many of them.
-#[derive(Debug)]
-struct Evicted {
-    keys: BTreeSet<Key>,
-    order: VecDeque<Key>,
-    most: usize,
-}
-
-impl Evicted {
-    fn push(&mut self, key: Key) {
-        if self.keys.insert(key) {
-            self.order.push_back(key);
-        }
-        while self.order.len() > self.most {
-            if let Some(oldest) = self.order.pop_front() {
-                self.keys.remove(&oldest);
-            }
-        }
-    }
-}
-
 impl Prefix {
     pub(crate) fn new(geometry: &Geometry, limits: &Limits, full_blocks: usize) -> Self {
-        let evicted = Evicted { keys: BTreeSet::new(), order: VecDeque::new(), most: full_blocks };
+        // Without a cache nothing is ever looked for.
+        let num_blocks = if limits.prefix_cache { full_blocks } else { 0 };
         Self {
-            trie: Trie::default(),
+            trie: Trie::new(num_blocks),
             is_enabled: limits.prefix_cache,
             block_tokens: geometry.block_tokens,
             every: limits.checkpoint_tokens.next_multiple_of(geometry.block_tokens),
             lookups: Lookups::default(),
             num_evicted_blocks: 0,
             num_evicted_windows: 0,
-            evicted,
+            num_blocks,
+            evicted: Evicted::new(num_blocks),
             first_blocks: BTreeMap::new(),
         }
     }
@@ -96,7 +80,7 @@ impl Prefix {
 
     /// Drops everything; nobody may be using any of it.
     pub(crate) fn clear(&mut self) {
-        self.trie = Trie::default();
+        self.trie = Trie::new(self.num_blocks);
         self.first_blocks.clear();
     }
 }

@@ -12,10 +12,11 @@
 //! 4. `windows` are the nodes with a checkpoint, in an order of their own: spare ones before all
 //!    others, and among equals the least recently used first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::checkpoint::{Checkpoint, Standing};
 use super::hash::Key;
+use super::index::Index;
 use crate::block::{Block, Cached};
 use crate::planted::{self, Bug};
 
@@ -52,11 +53,11 @@ impl Node {
 }
 
 /// All nodes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Trie {
     nodes: Vec<Option<Node>>,
     vacant: Vec<NodeId>,
-    by_key: BTreeMap<Key, NodeId>,
+    by_key: Index,
     leaves: BTreeSet<(u64, NodeId)>,
     windows: BTreeSet<(Standing, u64, NodeId)>,
     /// Counts uses.
@@ -73,6 +74,23 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Trie {
+    /// Room for a node per block.
+    pub(crate) fn new(num_blocks: usize) -> Self {
+        Self {
+            nodes: vec![],
+            vacant: vec![],
+            by_key: Index::new(num_blocks),
+            leaves: BTreeSet::new(),
+            windows: BTreeSet::new(),
+            now: 0,
+        }
+    }
+
+    fn with_key(&self, key: Key) -> Option<NodeId> {
+        let is_key = |id: NodeId| self.nodes[id].as_ref().is_some_and(|node| node.key == key);
+        self.by_key.find(key, is_key)
+    }
+
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         self.nodes[id].as_ref().expect("a node is named only while somebody uses it")
     }
@@ -99,7 +117,7 @@ impl Trie {
 
     /// The node that holds exactly this.
     pub(crate) fn find(&self, wanted: &Wanted<'_>) -> Option<NodeId> {
-        let &id = self.by_key.get(&wanted.key)?;
+        let id = self.with_key(wanted.key)?;
         let node = self.node(id);
         let same_salt =
             planted::is(Bug::SaltIgnored) || wanted.parent.is_some() || *node.salt == *wanted.salt;
@@ -109,7 +127,7 @@ impl Trie {
 
     /// Adds a block, or gives it back if its key means something else.
     pub(crate) fn insert(&mut self, wanted: &Wanted<'_>, block: Block<Cached>) -> Option<NodeId> {
-        if self.by_key.contains_key(&wanted.key) {
+        if self.with_key(wanted.key).is_some() {
             return None;
         }
         let salt = if wanted.parent.is_none() { wanted.salt } else { "" };
@@ -192,11 +210,13 @@ impl Trie {
         self.unlist(id);
         let node = self.nodes[id].take()?;
         if !planted::is(Bug::PhantomHit) {
-            self.by_key.remove(&node.key);
+            self.by_key.remove(node.key, id);
         }
         self.vacant.push(id);
         if let Some(parent) = node.parent {
-            self.unlist(parent);
+            if planted::is(Bug::EvictsInnerNode) {
+                self.unlist(parent); // otherwise no node with a child is listed
+            }
             let above = self.node_mut(parent);
             above.num_children -= 1;
             above.used_at = above.used_at.max(node.used_at);
@@ -267,7 +287,7 @@ impl Trie {
                     return Err(format!("the checkpoint of node {id} is not listed"));
                 }
             }
-            if self.by_key.get(&node.key) != Some(&id) {
+            if self.with_key(node.key) != Some(id) {
                 return Err(format!("node {id} is not found by its key"));
             }
         }
