@@ -6,6 +6,7 @@
 #   T            what pytest runs                                    make pytest T=tests/core
 #   OPS HOURS    how long a campaign lasts                           make test-core-nightly HOURS=8
 #   SIM          arguments of the simulator                           make sim SIM='--seeds 0..9999'
+#   NIGHT        parts of the night, those alone                  make nightly HOURS=2 NIGHT='core sim'
 #   GPU SANITIZE arguments of benches.gpu and of its sanitizer        make gpu GPU=--plan
 #   BUGS         planted bugs, those alone, and no table             make test-planted BUGS='DropFrees EpochIgnored'
 #   SEED         where it begins; with LAYER and SEEDS, what alone   make test-core LAYER=facade SEED=17 SEEDS=1
@@ -22,6 +23,7 @@ SERVE ?= --host 127.0.0.1 --port 8000
 T ?= tests
 SIM ?= --hours 1 --jobs 2
 GPU ?=
+NIGHT ?=
 SANITIZE ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -73,6 +75,9 @@ test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
 
 test-planted: $(STAMPS)/venv ## plant each known bug and write down which test finds it (nightly)
 	$(BIN)/python scripts/planted.py $(BUGS)
+
+nightly: build ## all of the above and both checkers, in HOURS=8, with one table at the end (NIGHT='core asan' for some)
+	$(BIN)/python scripts/nightly.py $${HOURS:-8} $(NIGHT)
 
 asan: build $(STAMPS)/test ## run the core and its binding under AddressSanitizer and LeakSanitizer
 	$(BIN)/python scripts/memory_check.py asan
@@ -138,4 +143,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test test-core test-core-nightly test-planted search sim asan valgrind pytest check format bench gpu sanitize sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly test-planted search sim nightly asan valgrind pytest check format bench gpu sanitize sizes wheel test-wheel clean

@@ -161,6 +161,58 @@ fn prompts_and_verifying_requests_share_a_step_to_the_last_token() {
     }
 }
 
+/// The limits of `config/recipes/h200.toml` over the whole context of the model, with and without
+/// drafts: everybody but one verifies, and one prompt takes all that is left of the step.
+#[test]
+fn the_limits_that_ship_are_filled_to_the_last_chunk() {
+    const REQUESTS: usize = 256;
+    const TOKENS: usize = 8192;
+    for (name, geometry) in models() {
+        for width in [0, 1, 5] {
+            for max_steps_in_flight in [1, 2] {
+                let bounds = Limits {
+                    max_model_len: 1 << 20,
+                    max_num_requests: REQUESTS,
+                    max_num_tokens: TOKENS,
+                    max_queued_requests: REQUESTS,
+                    max_draft_tokens: width,
+                    max_steps_in_flight,
+                    ..limits()
+                };
+                let pools = PoolSizes {
+                    full_blocks: 2048,
+                    swa_blocks: 6 * REQUESTS,
+                    state_slots: REQUESTS,
+                };
+                let mut driver = Driver::new(geometry.clone(), pools, bounds.clone());
+                for _ in 1..REQUESTS {
+                    driver.submit(1, 300);
+                }
+                let plan = driver.plan().expect("all of them");
+                assert_eq!(plan.num_samples, REQUESTS - 1);
+                finish(&mut driver, &plan, width);
+                driver.submit(20_000, 300);
+                let plan = driver.plan().expect("everything at once");
+                let verified = (REQUESTS - 1) * (1 + width);
+                assert_eq!(plan.num_requests, REQUESTS, "{name}, {width}");
+                assert_eq!(plan.num_tokens - plan.num_prefill_tokens, verified);
+                assert_eq!(plan.num_samples, verified);
+                assert!(TOKENS - plan.num_tokens < 128, "{name}: {} tokens", plan.num_tokens);
+                assert_eq!(capacity(&driver, "token_ids"), TOKENS);
+                assert_eq!(capacity(&driver, "sample_tokens"), REQUESTS * (1 + width));
+                let columns = driver.row("block_table_full", 0).len();
+                assert_eq!(columns, (1 << 20) / 256, "a row holds the whole context");
+                let DraftRoom { hc_mult, hidden, .. } = geometry.drafts;
+                let rows = if width == 0 { 0 } else { REQUESTS };
+                let seeds = SeedRows { rows, values: hc_mult * hidden };
+                assert_eq!(StepLayout::new(&geometry, &bounds).seeds(), seeds, "{name}");
+                finish(&mut driver, &plan, width);
+                most_of_all_steps(&mut driver, width);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_seed_is_all_streams_of_a_position_and_never_one() {
     for (name, geometry) in models() {
