@@ -71,7 +71,7 @@ PARTS = (
         "core",
         0.40,
         lambda hours, seed: ("make", "test-core-nightly", f"HOURS={hours:.3f}", f"SEED={seed}"),
-        r"\d+ ops +\d+ seeds",
+        r"\d+ ops +\d+ seeds(?= +[\d.]+ M)",
         is_told=True,
     ),
     Part("search", 0.15, lambda *_: ("make", "search"), r"\d[\d,]* states in all"),
