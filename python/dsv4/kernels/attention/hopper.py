@@ -1,0 +1,105 @@
+"""Sparse decode on Hopper: the launch of sparse_decode.cu. What is computed is `sparse_decode`'s to say."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("sparse_decode.cu")
+THREADS = 384
+SHARED_BYTES = {1: 229_440, 2: 213_088}  # by blocks per token; the source's Layout::BYTES
+
+
+class Arguments(ctypes.Structure):
+    """The source's struct of this name."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("sink", ctypes.c_void_p),
+        ("window_pool", ctypes.c_void_p),
+        ("window_stride", ctypes.c_int64),
+        ("window_slots", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("extra_pool", ctypes.c_void_p),
+        ("extra_stride", ctypes.c_int64),
+        ("extra", ctypes.c_void_p),
+        ("extra_row", ctypes.c_int64),
+        ("token_rows", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_int32),
+        ("groups", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+        ("most", ctypes.c_int32),
+        ("ratio", ctypes.c_int32),
+        ("page_shift", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a launch is cut: never changes a result."""
+
+    blocks_per_token: int
+    blocks: int
+
+    @property
+    def kernel(self) -> str:
+        """The entry of the source that serves this cut."""
+        return f"sparse_decode_{self.blocks_per_token}"
+
+
+def cut_of(num_tokens: int, num_heads: int, num_sms: int) -> Cut:
+    """Two blocks per token and 64 heads while the device has room for both, then one; no more than run at once."""
+    work = num_tokens * (num_heads // 64)
+    each = 2 if 2 * work <= num_sms else 1
+    return Cut(each, each * min(work, num_sms // each))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Checked tensors of one call, as the Triton kernel takes them.
+
+    kind   0: no compressed rows, 1: slots, 2: a block table
+    extra  slots [T, most] or block table [B, most / 2], int32
+    """
+
+    q: Tensor
+    sink: Tensor
+    window_pool: Tensor
+    window_slots: Tensor
+    positions: Tensor
+    kind: int
+    extra_pool: Tensor
+    extra: Tensor
+    token_rows: Tensor
+    page: int
+    most: int
+    ratio: int
+
+    def arguments(self, out: Tensor, scale: float) -> Arguments:
+        """The kernel's arguments; `scale` of scores, times log2 e."""
+        return Arguments(
+            self.q.data_ptr(),
+            self.sink.data_ptr(),
+            self.window_pool.data_ptr(),
+            self.window_pool.stride(0),
+            self.window_slots.data_ptr(),
+            self.positions.data_ptr(),
+            self.extra_pool.data_ptr(),
+            self.extra_pool.stride(0),
+            self.extra.data_ptr(),
+            self.extra.stride(0),
+            self.token_rows.data_ptr(),
+            out.data_ptr(),
+            self.q.shape[0],
+            self.q.shape[1] // 64,
+            self.kind,
+            self.most,
+            self.ratio,
+            self.page.bit_length() - 1,
+            scale,
+        )
