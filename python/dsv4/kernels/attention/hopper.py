@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
+
+from dsv4.kernels.cuda.compile import cubin
+from dsv4.kernels.cuda.device import Kernel, Module
 
 SOURCE = Path(__file__).with_name("sparse_decode.cu")
 THREADS = 384
@@ -103,3 +108,30 @@ class Inputs:
             self.page.bit_length() - 1,
             scale,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The source's entries on one device, by name."""
+
+    entries: dict[str, Kernel]
+    num_sms: int
+
+
+@functools.cache
+def kernels_on(device: torch.device) -> Kernels:
+    """Compiles the source, or takes it from disk, and loads it. Raises Violation where that fails."""
+    with torch.cuda.device(device):
+        module = Module(cubin(SOURCE))
+        names = {each: f"sparse_decode_{each}" for each in SHARED_BYTES}
+        entries = {name: module.kernel(name, THREADS, SHARED_BYTES[each]) for each, name in names.items()}
+        return Kernels(entries, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def launch(inputs: Inputs, out: Tensor, scale: float, cut: Cut | None = None) -> None:
+    """Fills `out`; at least one token. `cut` is for tests: the launch chooses its own."""
+    kernels = kernels_on(inputs.q.device)
+    T, H, _ = inputs.q.shape
+    cut = cut or cut_of(T, H, kernels.num_sms)
+    with torch.cuda.device(inputs.q.device):
+        kernels.entries[cut.kernel].launch(cut.blocks, inputs.arguments(out, scale))

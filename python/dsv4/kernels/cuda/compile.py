@@ -13,13 +13,13 @@ from dsv4.errors import Violation
 
 HERE = Path(__file__).parent
 HEADERS = ("machine.cuh", "products.cuh")
-FLAGS = ("--std=c++20", "--fmad=false", "--device-as-default-execution-space")
+FLAGS = ("--std=c++20", "--fmad=false")
 
 
 def cache_folder() -> Path:
     """Where compiled kernels stay: $DSV4_KERNEL_CACHE, or a folder of the user's cache."""
-    given = os.environ.get("DSV4_KERNEL_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dsv4" / "kernels"
+    users = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    base = Path(os.environ.get("DSV4_KERNEL_CACHE") or users / "dsv4" / "kernels")
     base.mkdir(parents=True, exist_ok=True)
     return base
 
@@ -36,11 +36,18 @@ def _folders() -> list[Path]:
     return sorted(folder for root in roots for folder in (*root.glob("cu*/lib"), *root.glob("cuda_nvrtc/lib")))
 
 
+def with_builtins(nvrtc: Path) -> ctypes.CDLL:
+    """NVRTC with what it opens by name while it compiles, and would not find beside itself (13.0)."""
+    for path in sorted(nvrtc.parent.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(nvrtc))
+
+
 def find_nvrtc() -> ctypes.CDLL:
     """NVRTC from torch's packages, or the system's. Raises Violation if there is none."""
     for folder in _folders():
         for path in sorted(folder.glob("libnvrtc.so.*")):
-            return ctypes.CDLL(str(path))
+            return with_builtins(path)
     for name in ("libnvrtc.so.13", "libnvrtc.so"):
         try:
             return ctypes.CDLL(name)
