@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dsv4.kernels.attention.choice import TRITON as IN_TRITON
-from dsv4.kernels.attention.choice import served_on
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsv4.kernels.attention.choice import Choice
 
 REFERENCE = "reference"
 """The readable implementation of every op; all of it on a CPU."""
@@ -30,19 +32,25 @@ OPS: tuple[tuple[str, str], ...] = (
 ON_HOST = "sampling of a row with more than 4096 candidates"
 
 
+def _attention(device: str) -> Choice:
+    from dsv4.kernels.attention.choice import served_on  # noqa: PLC0415 - it brings torch
+
+    return served_on(device)
+
+
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise."""
     if device == "cpu":
         return REFERENCE
-    attention = served_on(device).name
-    return TRITON if attention == IN_TRITON else f"{TRITON}+{attention}"
+    attention = _attention(device).name
+    return TRITON if attention == TRITON else f"{TRITON}+{attention}"
 
 
 def told(device: str) -> str:
     """One line: every op and what serves it."""
     if device == "cpu":
         return f"{REFERENCE}: the readable CPU implementation of every op"
-    attention = served_on(device)
+    attention = _attention(device)
     serves = {SPARSE_DECODE: f"{SPARSE_DECODE} in {attention.name} ({attention.why})"}
     table = "; ".join(f"{op}: {serves.get(kernels, kernels)}" for op, kernels in OPS)
     return f"{TRITON}: {table}. On the host: {ON_HOST}"
