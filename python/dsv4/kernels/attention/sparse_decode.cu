@@ -331,29 +331,34 @@ template <u32 BLOCKS> struct Consumer {
         }
     }
 
-    // What the other block computed for the same keys, added to s.
-    DEVICE void exchange_blocks(u32 n) {
-        const u32 turn = n % 2, part = base + L::ARRIVING + (turn * 2 + group) * L::GROUP_SCORES;
-        const u32 barrier = base + L::ARRIVED + (turn * 2 + group) * 8, peer = cluster_rank() ^ 1;
-        const u32 there = remote(part, peer), signal = remote(barrier, peer);
-        if (thread == 0) expect_bytes(barrier, L::GROUP_SCORES);
+    DEVICE u32 arriving(u32 n) const { return base + L::ARRIVING + (n % 2 * 2 + group) * L::GROUP_SCORES; }
+    DEVICE u32 arrived(u32 n) const { return base + L::ARRIVED + (n % 2 * 2 + group) * 8; }
+
+    // This block's part of the scores of 32 keys, on its way to the other block's same group. The other block has read
+    // what lay there two stages ago: it says so by the part of the stage between, which is received before.
+    DEVICE void send(u32 n) {
+        const u32 peer = cluster_rank() ^ 1, there = remote(arriving(n), peer), signal = remote(arrived(n), peer);
+        if (thread == 0) expect_bytes(arrived(n), L::GROUP_SCORES);
         UNROLL for (u32 j = 0; j < L::SCORES / 4; j++) {
             const Words w = {{bits(s[4 * j]), bits(s[4 * j + 1]), bits(s[4 * j + 2]), bits(s[4 * j + 3])}};
             store_remote(there + j * 2048 + thread * 16, w, signal);
         }
-        wait_for_remote(barrier, n / 2 % 2);
+    }
+
+    // The other block's part of the same keys, added.
+    DEVICE void receive(u32 n, float (&x)[L::SCORES]) {
+        wait_for_remote(arrived(n), n / 2 % 2);
         UNROLL for (u32 j = 0; j < L::SCORES / 4; j++) {
-            const Words w = load_shared(part + j * 2048 + thread * 16);
-            UNROLL for (u32 i = 0; i < 4; i++) s[4 * j + i] += real(w.x[i]);
+            const Words w = load_shared(arriving(n) + j * 2048 + thread * 16);
+            UNROLL for (u32 i = 0; i < 4; i++) x[4 * j + i] += real(w.x[i]);
         }
     }
 
     // All scores of the stage, x [2 rows, 64 keys], from both groups' parts. `last`: no stage follows.
-    DEVICE void exchange(u32 n, bool last, float (&x)[32]) {
-        if (BLOCKS == 2) exchange_blocks(n);
+    DEVICE void exchange(u32 n, bool last, const float (&part)[L::SCORES], float (&x)[32]) {
         const u32 mine = base + L::EXCHANGE + group * L::GROUP_SCORES, other = group ^ 1;
         if (n > 0) sync_named(READ + group, 256);
-        put(mine, s, L::SCORES);
+        put(mine, part, L::SCORES);
         sync_named(WRITTEN, 256);
         const u32 theirs = base + L::EXCHANGE + other * L::GROUP_SCORES;
         UNROLL for (u32 j = 0; j < L::SCORES / 4; j++) {
@@ -361,10 +366,10 @@ template <u32 BLOCKS> struct Consumer {
             UNROLL for (u32 i = 0; i < 4; i++) {
                 const u32 at = 4 * j + i;
                 if (BLOCKS == 1) {
-                    x[at] = s[at] + real(w.x[i]);
+                    x[at] = part[at] + real(w.x[i]);
                 } else {  // group 0 has keys 0..31
-                    x[at] = group == 0 ? s[at] : real(w.x[i]);
-                    x[(at + 16) % 32] = group == 0 ? real(w.x[i]) : s[at];
+                    x[at] = group == 0 ? part[at] : real(w.x[i]);
+                    x[(at + 16) % 32] = group == 0 ? real(w.x[i]) : part[at];
                 }
             }
         }
@@ -414,37 +419,72 @@ template <u32 BLOCKS> struct Consumer {
         matrix_commit();
     }
 
-    // Scores of a stage, once they are there, to weights.
-    DEVICE void turn_to_weights(const Token& token, i32 u, bool last, u32 (&p)[16]) {
+    // Scores of the stage at hand, from this group's part of them, to weights.
+    DEVICE void turn_to_weights(const Token& token, i32 u, bool last, const float (&part)[L::SCORES], u32 (&p)[16]) {
         float x[32];
-        exchange(stage_count, last && u + 1 == token.last, x);
+        exchange(stage_count, last && u + 1 == token.last, part, x);
         if (token.low(u) > 0 || token.high(u) < i32(KEYS)) hide(x, token.low(u), token.high(u));
         weigh(x, p);
     }
 
     DEVICE void release() { arrive(base + L::EMPTY + 8 * (stage_count++ % L::STAGES)); }
 
-    // All units of a token. The scores of a unit run behind the values of the one before.
+    DEVICE void finish_products() {
+        matrix_wait<0>();
+        settled(o);
+        settled(s);
+    }
+
+    // All units of a token, by one block. The scores of a unit run behind the values of the one before.
     DEVICE void units(const Token& token, bool last) {
         u32 p[16];
         start_scores(stage_count);
-        matrix_wait<0>();
-        settled(s);
-        turn_to_weights(token, token.first, last, p);
+        finish_products();
+        turn_to_weights(token, token.first, last, s, p);
         for (i32 u = token.first + 1; u < token.last; u++) {
             start_values(stage_count, p);
             start_scores(stage_count + 1);
             matrix_wait<1>();
             release();
-            matrix_wait<0>();
-            settled(o);
-            settled(s);
-            turn_to_weights(token, u, last, p);
+            finish_products();
+            turn_to_weights(token, u, last, s, p);
         }
         start_values(stage_count, p);
-        matrix_wait<0>();
-        settled(o);
+        finish_products();
         release();
+    }
+
+    // By two blocks: scores are two units ahead, so that parts travel while the unit before is weighed and multiplied.
+    DEVICE void units_of_two(const Token& token, bool last) {
+        u32 p[16];
+        float part[L::SCORES];
+        start_scores(stage_count);
+        finish_products();
+        send(stage_count);
+        copy(s, part);
+        if (token.first + 1 < token.last) {
+            start_scores(stage_count + 1);
+            finish_products();
+        }
+        for (i32 u = token.first; u < token.last; u++) {
+            receive(stage_count, part);
+            if (u + 1 < token.last) send(stage_count + 1);
+            turn_to_weights(token, u, last, part, p);
+            copy(s, part);
+            start_values(stage_count, p);
+            if (u + 2 < token.last) {
+                start_scores(stage_count + 2);
+                matrix_wait<1>();
+            } else {
+                matrix_wait<0>();
+            }
+            release();
+            finish_products();
+        }
+    }
+
+    DEVICE static void copy(const float (&from)[L::SCORES], float (&to)[L::SCORES]) {
+        UNROLL for (u32 j = 0; j < L::SCORES; j++) to[j] = from[j];
     }
 
     // O over its denominator; four lanes give each other eight channels each of four column groups.
@@ -492,7 +532,12 @@ template <u32 BLOCKS> struct Consumer {
             load_queries(token);
             UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
             UNROLL for (u32 r = 0; r < 2; r++) m[r] = minus_infinity(), sum[r] = 0;
-            units(token, item + work.step >= work.end);
+            const bool last = item + work.step >= work.end;
+            if constexpr (BLOCKS == 1) {
+                units(token, last);
+            } else {
+                units_of_two(token, last);
+            }
             store(token);
         }
     }
