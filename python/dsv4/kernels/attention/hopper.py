@@ -41,6 +41,8 @@ class Arguments(ctypes.Structure):
         ("ratio", ctypes.c_int32),
         ("page_shift", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+        ("timeline", ctypes.c_void_p),
     )
 
 
@@ -107,6 +109,8 @@ class Inputs:
             self.ratio,
             self.page.bit_length() - 1,
             scale,
+            0,
+            None,
         )
 
 

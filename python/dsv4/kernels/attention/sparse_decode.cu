@@ -51,7 +51,19 @@ struct Arguments {
     i32 ratio;
     i32 page_shift;                // log2 of the rows of a compressed page
     float scale;                   // of scores, times log2 e
+    i32 unused;
+    u32* timeline;                 // [3 groups, 256 stages, 4 events], with -DTIMELINE alone
 };
+
+// Clocks of the first block, to see who waits for whom; not in the kernel that serves.
+#ifdef TIMELINE
+#define MARK(group, n, event)                                                              \
+    if (thread % 128 == 0 && block_index() == 0 && (n) < 256) {                            \
+        store_word(a.timeline + ((group) * 256 + (n)) * 4 + (event), ticks());             \
+    }
+#else
+#define MARK(group, n, event)
+#endif
 
 template <u32 BLOCKS> struct Layout {
     static constexpr u32 TILES = 8 / BLOCKS;
@@ -151,6 +163,8 @@ struct Walk {
         if (over()) return;
         token = Token(a, item);
         enter();
+        const u16* q = a.q + (token.t * a.groups * 64 + token.head) * 512;   // its turn comes soon
+        UNROLL for (u32 i = 0; i < 4; i++) prefetch(q + (thread_index() % 128 + 128 * i) * 64);
     }
 
     DEVICE bool exists() const {
@@ -222,47 +236,70 @@ template <u32 TILES> DEVICE void fetch(Quarter<TILES>& x, const Row& row, u32 k,
 
 DEVICE Pair scales_of(const Row& row) { return row.exists ? load_pair(row.scales) : Pair{{0, 0}}; }
 
+template <u32 TILES> DEVICE void fetch_all(Quarter<TILES>& x, const Row& row, u32 first_tile, u32 quarter) {
+    x.scales = scales_of(row);
+    UNROLL for (u32 k = 0; k < TILES; k++) fetch(x, row, k, first_tile + k, quarter);
+}
+
+template <u32 TILES> DEVICE void put(u32 at, const Quarter<TILES>& x, u32 k, u32 tile, Pair scales) {
+    if (tile < 7) {
+        put_codes(at, x.codes[k], scale_of(scales, tile));
+    } else {
+        store_shared(at, x.codes[k]);
+        store_shared(at ^ 16, x.second);
+    }
+}
+
+// Asks for this thread's share of a row's lines.
+DEVICE void to_l2(const Row& row, u32 quarter) {
+    if (!row.exists) return;
+    prefetch(row.data + quarter * 144);
+    prefetch(row.data + quarter * 144 + 128);
+}
+
+// The first half of a stage is unpacked while the second half is on its way. The second one is unpacked with nothing
+// on its way, because the fence at its end may wait for loads; its successor is in L2 by then.
 template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thread) {
     using L = Layout<BLOCKS>;
     const u32 warp = thread / 32, lane = thread % 32, quarter = lane % 4;
     const u32 lane_row = warp * 8 + lane / 4;
     const u32 first_tile = BLOCKS == 1 ? 0 : cluster_rank() * L::TILES;
-    const u32 place = lane_row * 128 + (((2 * quarter) ^ (lane_row & 7)) << 4);
+    const u32 place = base + L::K + lane_row * 128 + (((2 * quarter) ^ (lane_row & 7)) << 4);
     const Work work = work_of<BLOCKS>(a);
     if (work.first >= work.end) return;
 
     Walk walk(a, work, i32(lane_row));
     Quarter<L::TILES> x;
-    Row row = walk.locate(walk.slot());
-    x.scales = scales_of(row);
-    UNROLL for (u32 k = 0; k < L::TILES; k++) fetch(x, row, k, first_tile + k, quarter);
+    fetch_all(x, walk.locate(walk.slot()), first_tile, quarter);
     walk.next();
     i32 slot = walk.slot();
-    bool more = true;
-    for (u32 turn = 0; more; turn++) {
-        const u32 stage = turn / 2 % L::STAGES, half = turn % 2;
-        more = !walk.over();
-        row = walk.locate(slot);
+    for (u32 n = 0;; n++) {
+        const u32 stage = n % L::STAGES, at = place + stage * L::STAGE;
+        const Row second = walk.locate(slot);
         walk.next();
         slot = walk.slot();
-        if (half == 0) wait(base + L::EMPTY + 8 * stage, (turn / 2 / L::STAGES + 1) % 2);
+        MARK(2, n, 0);
+        wait(base + L::EMPTY + 8 * stage, (n / L::STAGES + 1) % 2);
+        MARK(2, n, 1);
         const Pair scales = x.scales;
-        x.scales = scales_of(row);
+        x.scales = scales_of(second);
         UNROLL for (u32 k = 0; k < L::TILES; k++) {
-            const u32 tile = first_tile + k;
-            const u32 at = base + L::K + stage * L::STAGE + k * TILE + half * 4096 + place;
-            if (tile < 7) {
-                put_codes(at, x.codes[k], scale_of(scales, tile));
-            } else {
-                store_shared(at, x.codes[k]);
-                store_shared(at ^ 16, x.second);
-            }
-            fetch(x, row, k, tile, quarter);
+            put(at + k * TILE, x, k, first_tile + k, scales);
+            fetch(x, second, k, first_tile + k, quarter);
         }
-        if (half == 1) {
-            fence_matrix_reads();
-            arrive(base + L::FULL + 8 * stage);
-        }
+        const bool more = !walk.over();
+        const Row next = walk.locate(slot);
+        to_l2(next, quarter);
+        walk.next();
+        slot = walk.slot();
+        MARK(2, n, 2);
+        UNROLL for (u32 k = 0; k < L::TILES; k++) put(at + 4096 + k * TILE, x, k, first_tile + k, x.scales);
+        fence_matrix_reads();
+        sync_warp();
+        if (lane == 0) arrive(base + L::FULL + 8 * stage);
+        MARK(2, n, 3);
+        if (!more) return;
+        fetch_all(x, next, first_tile, quarter);
     }
 }
 
@@ -422,12 +459,18 @@ template <u32 BLOCKS> struct Consumer {
     // Scores of the stage at hand, from this group's part of them, to weights.
     DEVICE void turn_to_weights(const Token& token, i32 u, bool last, const float (&part)[L::SCORES], u32 (&p)[16]) {
         float x[32];
+        MARK(group, stage_count, 0);
         exchange(stage_count, last && u + 1 == token.last, part, x);
+        MARK(group, stage_count, 1);
         if (token.low(u) > 0 || token.high(u) < i32(KEYS)) hide(x, token.low(u), token.high(u));
         weigh(x, p);
+        MARK(group, stage_count, 2);
     }
 
-    DEVICE void release() { arrive(base + L::EMPTY + 8 * (stage_count++ % L::STAGES)); }
+    DEVICE void release() {
+        if (lane == 0) arrive(base + L::EMPTY + 8 * (stage_count % L::STAGES));
+        stage_count++;
+    }
 
     DEVICE void finish_products() {
         matrix_wait<0>();
@@ -445,6 +488,7 @@ template <u32 BLOCKS> struct Consumer {
             start_values(stage_count, p);
             start_scores(stage_count + 1);
             matrix_wait<1>();
+            MARK(group, stage_count, 3);
             release();
             finish_products();
             turn_to_weights(token, u, last, s, p);
@@ -548,8 +592,8 @@ template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
     const u32 base = shared_base(), thread = thread_index();
     if (thread == 0) {
         for (u32 i = 0; i < L::STAGES; i++) {
-            init_barrier(base + L::FULL + 8 * i, 128);
-            init_barrier(base + L::EMPTY + 8 * i, 256);
+            init_barrier(base + L::FULL + 8 * i, 4);    // a lane of each warp
+            init_barrier(base + L::EMPTY + 8 * i, 8);
         }
         if (BLOCKS == 2) {
             for (u32 i = 0; i < 4; i++) init_barrier(base + L::ARRIVED + 8 * i, 1);

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsv4.errors import Violation
@@ -77,13 +78,14 @@ class Nvrtc:
         self._lib.nvrtcGetProgramLog(program, log)
         return log.value.decode(errors="replace")
 
-    def cubin(self, source: Path, arch: str) -> tuple[bytes, str]:
+    def cubin(self, source: Path, arch: str, defines: Sequence[str] = ()) -> tuple[bytes, str]:
         """Machine code of a source for `arch`, and what the compiler said. Raises Violation where it failed."""
         program = ctypes.c_void_p()
         text, name = source.read_bytes(), source.name.encode()
         self._check(self._lib.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), "create")
         try:
             options = [f"--gpu-architecture={arch}", f"-I{HERE}", "--ptxas-options=-v", *FLAGS]
+            options += [f"-D{name}" for name in defines]
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             status = self._lib.nvrtcCompileProgram(program, len(options), given)
             log = self._log(program)

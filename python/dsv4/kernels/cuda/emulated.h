@@ -589,6 +589,13 @@ inline void store_words(void* at, Words w) {
     memcpy(at, &w, 16);
 }
 
+inline void prefetch(const void* at) { emulation::global_at(at, 1, false, "prefetch"); }
+inline void store_word(void* at, u32 w) {
+    emulation::global_at(at, 4, true, "global store");
+    memcpy(at, &w, 4);
+}
+inline u32 ticks() { return 0; }
+
 // All lanes give a value and see everybody's.
 inline const u32* exchange_in_warp(u32 x) {
     emulation::Warp& warp = world.self->block->warps[world.self->index / 32];
@@ -603,6 +610,7 @@ inline bool any_lane(bool x) {
     return std::any_of(values, values + 32, [](u32 v) { return v != 0; });
 }
 
+inline void sync_warp() { emulation::meet(world.self->block->warps[world.self->index / 32].meeting, 32, "sync_warp"); }
 inline void sync_block() { emulation::meet(world.self->block->whole, world.launch->threads, "sync_block"); }
 
 inline void sync_named(u32 id, u32 threads) {

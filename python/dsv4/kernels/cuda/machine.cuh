@@ -113,15 +113,26 @@ DEVICE u32 load_word(const void* at) {
     return w;
 }
 
+DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
+
 DEVICE void store_words(void* at, Words w) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  :: "l"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]) : "memory");
+}
+
+DEVICE void store_word(void* at, u32 w) { asm volatile("st.global.b32 [%0], %1;" :: "l"(at), "r"(w) : "memory"); }
+
+DEVICE u32 ticks() {  // of the multiprocessor's clock
+    u32 now;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(now) :: "memory");
+    return now;
 }
 
 // ---------------------------------------------------------------------------------------------- threads
 
 DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xFFFFFFFF, x, mask); }
 DEVICE bool any_lane(bool x) { return __any_sync(0xFFFFFFFF, x); }
+DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
 
 // Named barriers 1..15: `threads` arrive at one, and those that synchronise wait for all of them.
