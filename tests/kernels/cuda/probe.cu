@@ -74,7 +74,9 @@ KERNEL(128) faulty(const __grid_constant__ Arguments x) {
     if (x.fault == 6) init_barrier(base + 8 * t, 1), wait(base + 8 * t, 0);     // nobody arrives
     if (x.fault == 7) shuffle_xor(t, t == 0 ? 1 : 2), store_words(x.d + 1, {}); // misaligned in global memory
     if (x.fault == 8) store_words(const_cast<u16*>(x.a), {});                   // an input
-    if (x.fault < 9) return;
+    if (x.fault == 15) store_shared(base + 16 * (t % 64), {});                  // two warps write the same
+    if (x.fault == 16) store_shared(base + 16 * t, {}), load_shared(base + 16 * (t ^ 32));  // read too early
+    if (x.fault < 9 || x.fault > 14) return;
     put(base + A, t / 2, t % 2, x.a + t * 8);
     put(base + B, t / 2, t % 2, x.a + t * 8);
     if (x.fault != 9) fence_matrix_reads();                                     // 9: stores not fenced

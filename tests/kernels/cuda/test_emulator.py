@@ -74,11 +74,15 @@ FAULTS = [
     "off the swizzle's pattern",
     "different products",
     "into an operand of a running product",
+    "",
+    "store at .* no barrier since the store of warp",
+    "load at .* no barrier since the store of warp|nobody wrote it",
 ]
+NAN = FAULTS.index("")
 
 
 @needs_compiler
-@pytest.mark.parametrize(("fault", "message"), list(enumerate(FAULTS)))
+@pytest.mark.parametrize(("fault", "message"), [x for x in enumerate(FAULTS) if x[1]])
 def test_a_planted_fault_is_found(fault: int, message: str) -> None:
     a, b, d = torch.randn(64, 16).bfloat16(), torch.randn(64, 16).bfloat16(), torch.empty(128, 32)
     with pytest.raises(Violation, match=message):
@@ -88,7 +92,7 @@ def test_a_planted_fault_is_found(fault: int, message: str) -> None:
 @needs_compiler
 def test_sums_read_before_they_are_waited_for_are_nan() -> None:
     a, b, d = torch.randn(64, 16).bfloat16(), torch.randn(64, 16).bfloat16(), torch.empty(128, 32)
-    run("faulty", a, b, d, len(FAULTS))
+    run("faulty", a, b, d, NAN)
     assert d.isnan().all()
 
 

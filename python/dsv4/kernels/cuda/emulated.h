@@ -1,7 +1,8 @@
 // machine.cuh on a CPU: the blocks of a cluster run as fibers, one per thread, and every instruction is checked.
 //
 // What it refuses: reads of shared or global memory outside what was given, misaligned accesses, reads of shared memory
-// that nobody wrote, products over bytes whose writer has not fenced them, stores into operands of a running product,
+// that nobody wrote, races in shared memory (vector clocks, one per warp: an access must come after the last write, and
+// a write after all reads, by way of barriers), products over bytes whose writer has not fenced them, stores into operands of a running product,
 // products without matrix_fence, descriptors off the swizzle's pattern, threads of a warp or group that disagree, wrong
 // arrival counts, and standstill (who waits for what is in the message).
 //
@@ -49,15 +50,25 @@ struct Launch {
     const Range* ranges;
 };
 
+// How much of every warp's past a warp knows; what a barrier collects and hands on.
+using Clock = std::vector<u32>;
+
+inline void learn(Clock& clock, const Clock& other) {
+    if (clock.size() < other.size()) clock.resize(other.size());
+    for (size_t i = 0; i < other.size(); i++) clock[i] = std::max(clock[i], other[i]);
+}
+
 struct Meeting {                   // where a fixed set of threads waits for each other
     u32 arrived = 0, expected = 0;
     u64 phase = 0;
+    Clock coming, left;            // of those who come; of those who came to the phase before
 };
 
 struct Barrier {                   // mbarrier
     u32 count = 0, pending = 0;
     i64 bytes = 0;
     u64 phase = 0;
+    Clock coming, left;
 };
 
 struct Shadow {                    // registers of running products: what they will hold
@@ -67,7 +78,7 @@ struct Shadow {                    // registers of running products: what they w
 
 struct Product {
     u32 columns = 0, arrived = 0;
-    bool registers = false, add = true, commit = false;
+    bool registers = false, add = true, commit = false, ran = false;
     u64 a = 0, b = 0;
     float* d[GROUP] = {};
     u32 fragment[GROUP][4] = {};
@@ -76,13 +87,21 @@ struct Product {
 
 struct Group {
     std::vector<std::unique_ptr<Product>> queue;
-    size_t first = 0;              // of those that have not run
-    Meeting waiting;
+    size_t first = 0;              // of those that nobody has waited for
+    u32 waiting = 0;               // threads at a matrix_wait
+    u64 waits = 0;
 };
 
 struct Warp {
     Meeting meeting;
     u32 values[2][32] = {};
+    u32 number = 0;                // in the cluster
+    Clock clock;
+};
+
+struct Past {                      // of 16 bytes of shared memory
+    u32 writer = 0, written = 0;   // the warp, and its clock then
+    std::vector<u32> read;         // each warp's clock when it last read
 };
 
 struct Block;
@@ -108,6 +127,7 @@ struct Block {
     u32 index = 0, rank = 0;
     std::vector<u8> shared, known;
     std::vector<u32> writer, readers;          // per granule: who wrote it without a fence (+ 1); running products
+    std::vector<Past> past;
     std::map<u32, Barrier> barriers;
     Meeting named[16], whole;
     std::vector<Warp> warps;
@@ -159,23 +179,38 @@ inline void perhaps_switch() {
     leave();
 }
 
-// True for the last to come, who finds the others asleep until it says `go`.
-inline bool last_of(Meeting& m, u32 count, const char* reason) {
+inline Warp& warp_of(Thread& t) { return t.block->warps[t.index / 32]; }
+
+// What this warp did so far is told at a barrier; what it does from now on is not.
+inline void tell(Clock& clock) {
+    Warp& warp = warp_of(*world.self);
+    learn(clock, warp.clock);
+    warp.clock[warp.number]++;
+}
+
+inline void come(Meeting& m, u32 count, const char* reason) {
     if (m.expected == 0) m.expected = count;
     if (m.expected != count) fail("%s: %u threads here, %u there", reason, count, m.expected);
-    const u64 seen = m.phase;
-    if (++m.arrived == count) return true;
-    sleep_until_changed(m.phase, seen, reason);
-    return false;
+    tell(m.coming);
+    m.arrived++;
 }
 
 inline void go(Meeting& m) {
     m.arrived = m.expected = 0;
+    m.left.swap(m.coming);
+    m.coming.clear();
     m.phase++;
 }
 
 inline void meet(Meeting& m, u32 count, const char* reason) {
-    if (last_of(m, count, reason)) go(m);
+    const u64 seen = m.phase;
+    come(m, count, reason);
+    if (m.arrived == count) {
+        go(m);
+    } else {
+        sleep_until_changed(m.phase, seen, reason);
+    }
+    learn(warp_of(*world.self).clock, m.left);
 }
 
 // ---------------------------------------------------------------------------------------------- memory
@@ -192,8 +227,32 @@ inline void check_known(Block& block, u32 at, u32 bytes, const char* what) {
     }
 }
 
+inline void check_written_before(const Past& past, const Warp& warp, u32 at, const char* what) {
+    if (past.written > warp.clock[past.writer]) {
+        fail("%s at %u by warp %u: no barrier since the store of warp %u", what, at, warp.number, past.writer);
+    }
+}
+
+inline void note_read(Past& past, const Warp& warp) {
+    past.read.resize(warp.clock.size());
+    past.read[warp.number] = warp.clock[warp.number];
+}
+
+inline void note_write(Past& past, const Warp& warp, u32 at) {
+    check_written_before(past, warp, at, "store");
+    for (u32 other = 0; other < past.read.size(); other++) {
+        if (other != warp.number && past.read[other] > warp.clock[other]) {
+            fail("store at %u by warp %u: no barrier since the load of warp %u", at, warp.number, other);
+        }
+    }
+    past.read.clear();
+    past.writer = warp.number;
+    past.written = warp.clock[warp.number];
+}
+
 inline void write_shared(Block& block, u32 at, const void* from, u32 bytes) {
     u8* to = shared_at(block, at, bytes, "store");
+    note_write(block.past[(at - BASE) / 16], warp_of(*world.self), at);
     if (block.barriers.contains(at & ~7u)) fail("store at %u into a barrier", at);
     if (block.readers[(at - BASE) / 16]) fail("store at %u into an operand of a running product", at);
     memcpy(to, from, bytes);
@@ -220,10 +279,13 @@ inline Barrier& barrier_at(Block& block, u32 at) {
 inline void perhaps_complete(Barrier& b) {
     if (b.pending || b.bytes) return;
     b.pending = b.count;
+    b.left.swap(b.coming);
+    b.coming.clear();
     b.phase++;
 }
 
 inline void arrive_at(Barrier& b) {
+    tell(b.coming);
     if (b.pending == 0) fail("one arrival too many at a barrier of %u", b.count);
     b.pending--;
     perhaps_complete(b);
@@ -281,7 +343,7 @@ inline void collect_granules(Product& p, u64 descriptor, u32 count, bool k_major
 }
 
 // Checks what a product reads and marks it as being read.
-inline void begin(Block& block, Product& p) {
+inline void begin(Block& block, u32 group, Product& p) {
     if (!p.registers) {
         check_descriptor(p.a);
         collect_granules(p, p.a, 64, true);
@@ -294,6 +356,7 @@ inline void begin(Block& block, Product& p) {
         const u32 granule = (at - BASE) / 16;
         if (block.writer[granule]) fail("operand at %u: thread %u wrote it without a fence", at, block.writer[granule] - 1);
         block.readers[granule]++;
+        for (u32 w = 0; w < 4; w++) check_written_before(block.past[granule], block.warps[group * 4 + w], at, "operand");
     }
 }
 
@@ -316,7 +379,7 @@ inline void run(Block& block, u32 group, Product& p) {
         gather(block, p.a, 64, true, a);
     }
     gather(block, p.b, n, !p.registers, b);
-    for (const u32 at : p.granules) block.readers[(at - BASE) / 16]--;
+    p.ran = true;
     auto place = [n](u32 t, u32 i) {
         const u32 row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
         return row * n + column;
@@ -344,7 +407,11 @@ inline void run_until(Block& block, u32 group, size_t end) {
     for (; g.first < end; g.first++) {
         Product& p = *g.queue[g.first];
         if (p.arrived != GROUP) fail("not all threads of the group issued the same products");
-        if (!p.commit && p.granules.size()) run(block, group, p);
+        if (!p.commit && !p.ran) run(block, group, p);
+        for (const u32 at : p.granules) {
+            block.readers[(at - BASE) / 16]--;
+            for (u32 w = 0; w < 4; w++) note_read(block.past[(at - BASE) / 16], block.warps[group * 4 + w]);
+        }
         p.granules.clear();
     }
 }
@@ -381,11 +448,8 @@ inline void start(float* d, u32 columns, u64 a, u64 b, bool add, const u32* frag
         std::fill_n(d, columns / 2, NAN);
     }
     if (p.arrived < GROUP) return;
-    begin(block, p);
-    if (world.launch->eager) {
-        run(block, group, p);
-        p.granules.clear();
-    }
+    begin(block, group, p);
+    if (world.launch->eager) run(block, group, p);
 }
 
 inline void give_back(Thread& thread) {  // registers of products that are over
@@ -411,13 +475,17 @@ inline void wait_products(u32 running) {
     const u32 group = self->index / GROUP;
     Group& g = block.groups[group];
     self->fenced = false;
-    if (!last_of(g.waiting, GROUP, "matrix_wait")) return;
+    if (++g.waiting < GROUP) {
+        sleep_until_changed(g.waits, g.waits, "matrix_wait");
+        return;
+    }
     size_t end = g.queue.size();
     u32 commits = 0;
     while (end > g.first && !(g.queue[end - 1]->commit && ++commits > running)) end--;
     run_until(block, group, end);
     for (u32 t = 0; t < GROUP; t++) give_back(block.threads[group * GROUP + t]);
-    go(g.waiting);
+    g.waiting = 0;
+    g.waits++;
 }
 
 // ---------------------------------------------------------------------------------------------- scheduling
@@ -469,7 +537,13 @@ inline void prepare(Block& block, u8* stacks) {
     block.known.assign(l.shared_bytes, 0);
     block.writer.assign(l.shared_bytes / 16 + 1, 0);
     block.readers.assign(l.shared_bytes / 16 + 1, 0);
+    block.past.assign(l.shared_bytes / 16 + 1, {});
     block.warps.resize(l.threads / 32);
+    for (u32 w = 0; w < block.warps.size(); w++) {
+        block.warps[w].number = block.rank * u32(block.warps.size()) + w;
+        block.warps[w].clock.assign(l.cluster * block.warps.size(), 0);
+        block.warps[w].clock[block.warps[w].number] = 1;
+    }
     block.groups.resize(l.threads / GROUP);
     block.threads.resize(l.threads);
     for (u32 i = 0; i < l.threads; i++) {
@@ -565,6 +639,9 @@ inline Words load_shared(u32 at) {
     Words w;
     memcpy(&w, emulation::shared_at(block, at, 16, "load"), 16);
     emulation::check_known(block, at, 16, "load");
+    emulation::Past& past = block.past[(at - emulation::BASE) / 16];
+    emulation::check_written_before(past, emulation::warp_of(*world.self), at, "load");
+    emulation::note_read(past, emulation::warp_of(*world.self));
     return w;
 }
 
@@ -622,16 +699,15 @@ inline void sync_named(u32 id, u32 threads) {
 
 inline void arrive_named(u32 id, u32 threads) {
     emulation::Meeting& m = world.self->block->named[id];
-    if (m.expected == 0) m.expected = threads;
-    if (m.expected != threads) emulation::fail("named barrier %u: %u threads here, %u there", id, threads, m.expected);
-    if (++m.arrived == threads) emulation::go(m);
+    emulation::come(m, threads, "arrive_named");
+    if (m.arrived == threads) emulation::go(m);
 }
 
 inline void init_barrier(u32 at, u32 count) {
     emulation::Block& block = *world.self->block;
     emulation::shared_at(block, at, 8, "barrier");
     if (block.barriers.contains(at)) emulation::fail("two barriers at %u", at);
-    block.barriers[at] = {count, count, 0, 0};
+    block.barriers[at] = {count, count, 0, 0, {}, {}};
 }
 
 inline void arrive(u32 at) {
@@ -643,6 +719,7 @@ inline void wait(u32 at, u32 parity) {
     if (parity > 1) emulation::fail("parity %u", parity);
     emulation::Barrier& b = emulation::barrier_at(*world.self->block, at);
     if (b.phase % 2 == parity) emulation::sleep_until_changed(b.phase, b.phase, "mbarrier");
+    emulation::learn(emulation::warp_of(*world.self).clock, b.left);
 }
 
 inline void fence_matrix_reads() {
@@ -669,6 +746,7 @@ inline void store_remote(u32 at, Words w, u32 barrier) {
     emulation::write_shared(block, at, &w, 16);
     emulation::Barrier& b = emulation::barrier_at(block, barrier);
     b.bytes -= 16;
+    emulation::tell(b.coming);
     emulation::perhaps_complete(b);
 }
 inline void expect_bytes(u32 at, u32 bytes) {

@@ -1,0 +1,44 @@
+"""The CUDA kernel with one barrier, fence or constant taken out: the emulator finds each, or it would prove little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.kernels.attention.emulated import run
+from tests.kernels.attention.paged import tokens
+
+from dsv4.errors import Violation
+from dsv4.kernels.attention.hopper import SOURCE
+from dsv4.kernels.cuda.emulate import compiler, library
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
+
+MUTANTS = [
+    (1, "if (n > 0) sync_named(READ + group, 256);", "", "no barrier since the load"),
+    (1, "wait(base + L::EMPTY + 8 * stage, (n / L::STAGES + 1) % 2);", "", "no barrier since"),
+    (1, "        fence_matrix_reads();\n        sync_warp();", "        sync_warp();", "without a fence"),
+    (1, "(n / L::STAGES + 1) % 2", "(n / L::STAGES) % 2", "standstill"),
+    (1, "* TILE, TILE, 1024)", "* TILE, 16, 1024)", "wrong"),
+    (
+        2,
+        "receive(stage_count, part);\n            if (u + 1 < token.last) send(stage_count + 1);",
+        "if (u + 1 < token.last) send(stage_count + 1);\n            receive(stage_count, part);",
+        "no barrier since the load",
+    ),
+]
+
+
+@pytest.mark.parametrize(("each", "text", "instead", "message"), MUTANTS)
+def test_a_mutant_is_found(each: int, text: str, instead: str, message: str, tmp_path: Path) -> None:
+    source = SOURCE.read_text()
+    assert source.count(text) == 1, "the kernel has changed: write the mutant anew"
+    path = tmp_path / "mutant.cu"
+    path.write_text(source.replace(text, instead))
+    x = tokens([300, 700], "c4")
+    with pytest.raises(Violation, match=message):
+        out = run(library(path, "-O1"), x, each).float()
+        if torch.allclose(out, x.expected(), atol=0.1):
+            return
+        raise Violation("wrong result")
