@@ -58,6 +58,17 @@ def test_the_matrix_units_and_the_trade_of_registers_are_in_the_code(code: dict[
         assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
 
 
+def test_two_blocks_of_a_token_are_a_cluster(made: tuple[bytes, str], tmp_path: Path) -> None:
+    triton = pytest.importorskip("triton", reason="cuobjdump comes with triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    file = tmp_path / "sparse_decode.cubin"
+    file.write_bytes(made[0])
+    text = subprocess.run([tool, "-elf", file], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.nv\.info\.(sparse_decode_\d)\s*\n", text)
+    found = {name: "EIATTR_CTA_PER_CLUSTER" in part for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+    assert found == {"sparse_decode_1": False, "sparse_decode_2": True}
+
+
 def test_rows_are_read_sixteen_bytes_at_a_time(code: dict[str, str]) -> None:
     for name, text in code.items():
         assert len(re.findall(r"LDG\.E\.\S*128", text)) >= 16, name

@@ -616,7 +616,7 @@ template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
 }
 
 KERNEL(THREADS) sparse_decode_1(const __grid_constant__ Arguments a) { attend<1>(a); }
-KERNEL(THREADS) sparse_decode_2(const __grid_constant__ Arguments a) { attend<2>(a); }
+KERNEL_OF_PAIRS(THREADS) sparse_decode_2(const __grid_constant__ Arguments a) { attend<2>(a); }
 
 EMULATED(sparse_decode_1, Arguments)
 EMULATED(sparse_decode_2, Arguments)

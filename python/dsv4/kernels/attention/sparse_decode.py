@@ -291,7 +291,7 @@ def _sparse_decode(
             tl.store(arrivals + t * groups + g, 0)
 
 
-def _checked(
+def checked(
     q: Tensor,
     sink: Tensor,
     window_pool: Tensor,
@@ -348,7 +348,7 @@ def sparse_decode(
     A NaN or infinity in a visible row or query ends in that token's output alone; bytes of rows that no token sees are
     never read.
     """
-    x = _checked(q, sink, window_pool, window_slots, positions, rows)
+    x = checked(q, sink, window_pool, window_slots, positions, rows)
     out = torch.empty_like(q)
     if not len(q):
         return out

@@ -10,6 +10,7 @@ import torch
 from dsv4.errors import Violation
 
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
 def _driver() -> ctypes.CDLL:
@@ -27,6 +28,7 @@ class Kernel:
     """
 
     driver: ctypes.CDLL
+    context: ctypes.c_void_p
     function: ctypes.c_void_p
     name: str
     threads: int
@@ -36,9 +38,11 @@ class Kernel:
         """Runs so many blocks on the current stream; `arguments` is the kernel's only parameter."""
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        status = self.driver.cuLaunchKernel(
-            self.function, blocks, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, parameters, None
-        )
+        cut = (blocks, 1, 1, self.threads, 1, 1, self.shared_bytes)
+        status = self.driver.cuLaunchKernel(self.function, *cut, stream, parameters, None)
+        if status == _INVALID_CONTEXT:  # a thread's first word to the driver
+            check(self.driver, self.driver.cuCtxSetCurrent(self.context), "context")
+            status = self.driver.cuLaunchKernel(self.function, *cut, stream, parameters, None)
         check(self.driver, status, f"launch of {self.name}")
 
 
@@ -54,10 +58,10 @@ class Module:
     """A cubin on the current device."""
 
     def __init__(self, code: bytes) -> None:
-        torch.cuda.current_stream()  # torch makes the context that the module joins
-        torch.zeros(1, device="cuda")
+        torch.zeros(1, device="cuda")  # torch makes the context that the module joins
         self._driver = _driver()
-        self._module = ctypes.c_void_p()
+        self._context, self._module = ctypes.c_void_p(), ctypes.c_void_p()
+        check(self._driver, self._driver.cuCtxGetCurrent(ctypes.byref(self._context)), "context")
         check(self._driver, self._driver.cuModuleLoadData(ctypes.byref(self._module), code), "load of a cubin")
 
     def kernel(self, name: str, threads: int, shared_bytes: int) -> Kernel:
@@ -67,4 +71,4 @@ class Module:
         check(self._driver, status, f"entry {name}")
         status = self._driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
         check(self._driver, status, f"{shared_bytes} bytes of shared memory for {name}")
-        return Kernel(self._driver, function, name, threads, shared_bytes)
+        return Kernel(self._driver, self._context, function, name, threads, shared_bytes)

@@ -28,6 +28,7 @@
 
 #define DEVICE inline
 #define KERNEL(threads) extern "C" void
+#define KERNEL_OF_PAIRS(threads) extern "C" void
 #define UNROLL
 #define __grid_constant__
 

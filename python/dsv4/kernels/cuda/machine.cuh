@@ -26,6 +26,7 @@ struct alignas(8) Pair {
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL_OF_PAIRS(threads) extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(threads, 1)
 #define UNROLL _Pragma("unroll")
 #define EMULATED(name, Arguments)
 
