@@ -183,13 +183,13 @@ class Bench:
         distinct += probe.extra_slots.unique().numel() if probe.extra_slots is not None else 0
         case = Case(
             op="sparse_decode", shape={"kind": shape, "B": B}, dtype="fp8_ds_mla", make=make, launches=1,
-            served=choice(torch.device("cuda")).name,
+            served=choice(self.window.device).name,
             bytes=distinct * ROW + B * H * D * 4, flops=4 * B * H * keys * D,
             check=lambda: self.check(shape, B, split, scratch),
         )  # fmt: skip
         sets.extend(self.inputs(shape, B) for _ in range(case.sets))
         peers = [self.peer(shape, sets)]
-        if choice(torch.device("cuda")).name == CUDA:
+        if choice(self.window.device).name == CUDA:
             peers.append(self.triton(shape, sets, split, scratch))
         return Case(**{f: getattr(case, f) for f in Case.__slots__} | {"peers": peers})
 

@@ -63,4 +63,7 @@ def _told(device: torch.device, made: Choice) -> Choice:
 
 def served_on(device: str) -> Choice:
     """The same by a device's name, for who has no torch."""
-    return choice(torch.device(device))
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())  # as tensors name it
+    return choice(found)

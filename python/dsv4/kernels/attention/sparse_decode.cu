@@ -268,9 +268,11 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
     const Work work = work_of<BLOCKS>(a);
     if (work.first >= work.end) return;
 
+    // Most tokens start with the first window slot: it need not wait for the position.
+    const u32 guess = load_word(a.window_slots + i64(work.first / a.groups) * WINDOW + lane_row);
     Walk walk(a, work, i32(lane_row));
     Quarter<L::TILES> x;
-    fetch_all(x, walk.locate(walk.slot()), first_tile, quarter);
+    fetch_all(x, walk.locate(walk.unit == 0 ? i32(guess) : walk.slot()), first_tile, quarter);
     walk.next();
     i32 slot = walk.slot();
     for (u32 n = 0;; n++) {
@@ -316,11 +318,23 @@ template <u32 BLOCKS> struct Consumer {
     float o[COLUMNS];
     float s[L::SCORES];
     float m[2], sum[2];            // the running maximum of scores; this thread's part of the denominator
+    float sink[2];
 
     DEVICE Consumer(const Arguments& arguments, u32 shared, u32 index)
         : a(arguments), base(shared), group(index / 128), thread(index % 128), lane(index % 32), stage_count(0) {}
 
     DEVICE u32 stage(u32 n) const { return base + L::K + n % L::STAGES * L::STAGE; }
+
+    DEVICE u32 head_row(u32 r) const { return thread / 32 * 16 + lane / 4 + 8 * r; }
+
+    DEVICE void begin(const Token& token) {
+        UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
+        UNROLL for (u32 r = 0; r < 2; r++) {
+            m[r] = minus_infinity();
+            sum[r] = 0;
+            sink[r] = real(load_word(a.sink + token.head + head_row(r)));
+        }
+    }
 
     // Q [64, 512 / BLOCKS] to shared memory, by both groups.
     DEVICE void load_queries(const Token& token) {
@@ -536,12 +550,9 @@ template <u32 BLOCKS> struct Consumer {
         UNROLL for (u32 r = 0; r < 2; r++) {
             sum[r] += real(shuffle_xor(bits(sum[r]), 1));
             sum[r] += real(shuffle_xor(bits(sum[r]), 2));
-            const u32 row = thread / 32 * 16 + lane / 4 + 8 * r;
-            const float sink = real(load_word(a.sink + token.head + row));
-            const float inverse =
-                reciprocal(sum[r] + power_of_2(fused(sink, LOG2E, -(m[r] * a.scale))));
+            const float inverse = reciprocal(sum[r] + power_of_2(fused(sink[r], LOG2E, -(m[r] * a.scale))));
             const u32 channel = (BLOCKS == 1 ? 0 : cluster_rank() * 256) + group * (256 / BLOCKS);
-            u16* out = a.out + (token.t * a.groups * 64 + token.head + row) * 512 + channel;
+            u16* out = a.out + (token.t * a.groups * 64 + token.head + head_row(r)) * 512 + channel;
             UNROLL for (u32 j = 0; j < COLUMNS / 16; j++) {
                 Words w;
                 UNROLL for (u32 i = 0; i < 4; i++) {
@@ -574,8 +585,7 @@ template <u32 BLOCKS> struct Consumer {
         for (i32 item = work.first; item < work.end; item += work.step) {
             const Token token(a, item);
             load_queries(token);
-            UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
-            UNROLL for (u32 r = 0; r < 2; r++) m[r] = minus_infinity(), sum[r] = 0;
+            begin(token);
             const bool last = item + work.step >= work.end;
             if constexpr (BLOCKS == 1) {
                 units(token, last);
@@ -590,6 +600,7 @@ template <u32 BLOCKS> struct Consumer {
 template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
     using L = Layout<BLOCKS>;
     const u32 base = shared_base(), thread = thread_index();
+    if (base % 1024) stop();       // the swizzle counts from multiples of this
     if (thread == 0) {
         for (u32 i = 0; i < L::STAGES; i++) {
             init_barrier(base + L::FULL + 8 * i, 4);    // a lane of each warp
@@ -606,10 +617,10 @@ template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
         sync_block();
     }
     if (thread >= 256) {
-        fewer_registers<88>();
+        fewer_registers<72>();
         produce<BLOCKS>(a, base, thread - 256);
     } else {
-        more_registers<208>();
+        more_registers<216>();
         Consumer<BLOCKS>(a, base, thread).run();
     }
     if (BLOCKS == 2) sync_cluster();   // a block outlives what the other sends it

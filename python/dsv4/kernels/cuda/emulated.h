@@ -672,6 +672,7 @@ inline void store_word(void* at, u32 w) {
     emulation::global_at(at, 4, true, "global store");
     memcpy(at, &w, 4);
 }
+inline void stop() { emulation::fail("the kernel stopped itself"); }
 inline u32 ticks() { return 0; }
 
 // All lanes give a value and see everybody's.

@@ -123,6 +123,8 @@ DEVICE void store_words(void* at, Words w) {
 
 DEVICE void store_word(void* at, u32 w) { asm volatile("st.global.b32 [%0], %1;" :: "l"(at), "r"(w) : "memory"); }
 
+DEVICE void stop() { asm volatile("trap;"); }
+
 DEVICE u32 ticks() {  // of the multiprocessor's clock
     u32 now;
     asm volatile("mov.u32 %0, %%clock;" : "=r"(now) :: "memory");
