@@ -133,7 +133,12 @@ struct Row {
     bool exists;
 };
 
-// Walks the half units of all tokens of a block, one row per thread and turn, one turn ahead of the loads.
+// One row per thread and half unit: slot x 4, + 2 if compressed, + 1 if it exists. Slots have 28 bits at most: more rows
+// of 576 bytes are in no device's memory.
+using Entry = u32;
+constexpr Entry END = 0x80000000;  // no half unit is left
+
+// Walks the half units of all tokens of a block, ahead of the loads.
 struct Walk {
     const Arguments& a;
     Work work;
@@ -157,6 +162,7 @@ struct Walk {
     DEVICE bool over() const { return item >= work.end; }
 
     DEVICE void next() {
+        if (over()) return;
         half ^= 1;
         if (half || ++unit < token.last) return;
         item += work.step;
@@ -172,28 +178,36 @@ struct Walk {
         return !over() && row >= token.low(unit) && row < token.high(unit);
     }
 
-    // This thread's slot of the turn; 0 where there is no row.
-    DEVICE i32 slot() const {
+    // What `guess` says of the first window slot is taken without asking again.
+    DEVICE Entry entry_of(u32 slot) const { return slot << 2 | u32(unit >= 2) << 1 | u32(exists()); }
+
+    DEVICE Entry entry() const {
+        if (over()) return END;
         if (!exists()) return 0;
         const i32 key = unit * i32(KEYS) + half * 32 + lane_row;
-        if (unit < 2) return i32(load_word(window + key));
+        if (unit < 2) return entry_of(load_word(window + key));
         const i32 row = key - i32(WINDOW);
-        if (a.kind == SELECTED) return i32(load_word(extra + row));
-        return i32(load_word(extra + (row >> 1))) * 2 + (row & 1);
+        if (a.kind == SELECTED) return entry_of(load_word(extra + row));
+        return entry_of(load_word(extra + (row >> 1)) * 2 + (row & 1));
     }
 
-    DEVICE Row locate(i32 slot) const {
-        const bool compressed = unit >= 2;
-        const i32 shift = compressed ? a.page_shift : 6;
-        const i64 page = slot >> shift;
-        const i32 at = slot & ((1 << shift) - 1);
-        const u8* start = compressed ? a.extra_pool + page * a.extra_stride : a.window_pool + page * a.window_stride;
-        return {start + at * i32(ROW), start + (i32(ROW) << shift) + at * i32(SCALES), exists()};
+    DEVICE Entry advance() {
+        next();
+        return entry();
     }
 };
 
-DEVICE float minus_infinity() { return real(0xFF800000); }
+DEVICE Row locate(const Arguments& a, Entry e) {
+    const bool compressed = e & 2;
+    const u32 slot = (e & ~END) >> 2, shift = compressed ? a.page_shift : 6;
+    const i64 page = slot >> shift;
+    const u32 at = slot & ((1u << shift) - 1);
+    const u8* start = compressed ? a.extra_pool + page * a.extra_stride : a.window_pool + page * a.window_stride;
+    return {start + at * ROW, start + (ROW << shift) + at * SCALES, (e & 1) != 0};
+}
+
 DEVICE Words zeros() { return {{0, 0, 0, 0}}; }
+DEVICE float minus_infinity() { return real(0xFF800000); }
 
 // Four E4M3 codes -> bf16 of channels 0 2 and 1 3. The bits s eeee mmm at the places s 0000 eeee mmm 0000 of a bf16
 // are the value times 2^-120, subnormals included; the scale makes it exact.
@@ -250,15 +264,17 @@ template <u32 TILES> DEVICE void put(u32 at, const Quarter<TILES>& x, u32 k, u32
     }
 }
 
-// Asks for this thread's share of a row's lines.
-DEVICE void to_l2(const Row& row, u32 quarter) {
+// Asks for this thread's share of the lines that its block reads of a row: five, or three of each half, and the scales'.
+template <u32 BLOCKS> DEVICE void to_l2(const Row& row, u32 first_tile, u32 quarter) {
     if (!row.exists) return;
-    prefetch(row.data + quarter * 144);
-    prefetch(row.data + quarter * 144 + 128);
+    prefetch(row.data + first_tile * 64 + quarter * (128 / BLOCKS + (BLOCKS == 2 ? 32 : 0)));
+    if (quarter == 0) prefetch(row.scales);
+    if (BLOCKS == 1 && quarter == 1) prefetch(row.data + 512);
 }
 
 // The first half of a stage is unpacked while the second half is on its way. The second one is unpacked with nothing
-// on its way, because the fence at its end may wait for loads; its successor is in L2 by then.
+// on its way, because the fence at its end may wait for loads. Every row comes to L2 a stage before it is loaded, so that
+// memory is busy while the ring is full.
 template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thread) {
     using L = Layout<BLOCKS>;
     const u32 warp = thread / 32, lane = thread % 32, quarter = lane % 4;
@@ -272,14 +288,15 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
     const u32 guess = load_word(a.window_slots + i64(work.first / a.groups) * WINDOW + lane_row);
     Walk walk(a, work, i32(lane_row));
     Quarter<L::TILES> x;
-    fetch_all(x, walk.locate(walk.unit == 0 ? i32(guess) : walk.slot()), first_tile, quarter);
-    walk.next();
-    i32 slot = walk.slot();
+    fetch_all(x, locate(a, walk.unit == 0 ? walk.entry_of(guess) : walk.entry()), first_tile, quarter);
+    Entry soon = walk.advance(), later = walk.advance();   // half units after the one in x
+    to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
     for (u32 n = 0;; n++) {
         const u32 stage = n % L::STAGES, at = place + stage * L::STAGE;
-        const Row second = walk.locate(slot);
-        walk.next();
-        slot = walk.slot();
+        const Row second = locate(a, soon);
+        soon = later;
+        to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
+        later = walk.advance();
         MARK(2, n, 0);
         wait(base + L::EMPTY + 8 * stage, (n / L::STAGES + 1) % 2);
         MARK(2, n, 1);
@@ -289,19 +306,18 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
             put(at + k * TILE, x, k, first_tile + k, scales);
             fetch(x, second, k, first_tile + k, quarter);
         }
-        const bool more = !walk.over();
-        const Row next = walk.locate(slot);
-        to_l2(next, quarter);
-        walk.next();
-        slot = walk.slot();
+        const Entry next = soon;
+        soon = later;
+        to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
+        later = walk.advance();
         MARK(2, n, 2);
         UNROLL for (u32 k = 0; k < L::TILES; k++) put(at + 4096 + k * TILE, x, k, first_tile + k, x.scales);
         fence_matrix_reads();
         sync_warp();
         if (lane == 0) arrive(base + L::FULL + 8 * stage);
         MARK(2, n, 3);
-        if (!more) return;
-        fetch_all(x, next, first_tile, quarter);
+        if (next == END) return;
+        fetch_all(x, locate(a, next), first_tile, quarter);
     }
 }
 
@@ -318,7 +334,6 @@ template <u32 BLOCKS> struct Consumer {
     float o[COLUMNS];
     float s[L::SCORES];
     float m[2], sum[2];            // the running maximum of scores; this thread's part of the denominator
-    float sink[2];
 
     DEVICE Consumer(const Arguments& arguments, u32 shared, u32 index)
         : a(arguments), base(shared), group(index / 128), thread(index % 128), lane(index % 32), stage_count(0) {}
@@ -332,7 +347,6 @@ template <u32 BLOCKS> struct Consumer {
         UNROLL for (u32 r = 0; r < 2; r++) {
             m[r] = minus_infinity();
             sum[r] = 0;
-            sink[r] = real(load_word(a.sink + token.head + head_row(r)));
         }
     }
 
@@ -550,7 +564,8 @@ template <u32 BLOCKS> struct Consumer {
         UNROLL for (u32 r = 0; r < 2; r++) {
             sum[r] += real(shuffle_xor(bits(sum[r]), 1));
             sum[r] += real(shuffle_xor(bits(sum[r]), 2));
-            const float inverse = reciprocal(sum[r] + power_of_2(fused(sink[r], LOG2E, -(m[r] * a.scale))));
+            const float sink = real(load_word(a.sink + token.head + head_row(r)));
+            const float inverse = reciprocal(sum[r] + power_of_2(fused(sink, LOG2E, -(m[r] * a.scale))));
             const u32 channel = (BLOCKS == 1 ? 0 : cluster_rank() * 256) + group * (256 / BLOCKS);
             u16* out = a.out + (token.t * a.groups * 64 + token.head + head_row(r)) * 512 + channel;
             UNROLL for (u32 j = 0; j < COLUMNS / 16; j++) {
@@ -617,10 +632,10 @@ template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
         sync_block();
     }
     if (thread >= 256) {
-        fewer_registers<72>();
+        fewer_registers<88>();
         produce<BLOCKS>(a, base, thread - 256);
     } else {
-        more_registers<216>();
+        more_registers<208>();
         Consumer<BLOCKS>(a, base, thread).run();
     }
     if (BLOCKS == 2) sync_cluster();   // a block outlives what the other sends it
