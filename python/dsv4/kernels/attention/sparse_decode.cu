@@ -96,8 +96,7 @@ struct Token {
     i32 count;                     // compressed rows
     i32 first, last;               // units
 
-    DEVICE Token(const Arguments& a, i32 item) : t(item / a.groups), head(item % a.groups * 64) {
-        position = i32(load_word(a.positions + t));
+    DEVICE Token(const Arguments& a, i32 item, i32 at) : t(item / a.groups), head(item % a.groups * 64), position(at) {
         count = a.kind == NONE ? 0 : (position + 1) / a.ratio;
         if (a.kind == SELECTED && count > a.most) count = a.most;
         const i32 unseen = i32(WINDOW) - 1 - position;
@@ -115,6 +114,8 @@ struct Token {
         return u < 2 || left > i32(KEYS) ? i32(KEYS) : left;
     }
 };
+
+DEVICE i32 position_of(const Arguments& a, i32 item) { return i32(load_word(a.positions + item / a.groups)); }
 
 struct Work {                      // which tokens a block, or a pair of blocks, takes
     i32 first, step, end;
@@ -144,15 +145,18 @@ struct Walk {
     Work work;
     i32 item, unit, half, lane_row;
     Token token;
+    i32 coming;                    // the position of the token after this one
     const i32* window;
     const i32* extra;
 
     DEVICE Walk(const Arguments& arguments, Work todo, i32 row)
-        : a(arguments), work(todo), item(todo.first), unit(0), half(0), lane_row(row), token(arguments, todo.first) {
+        : a(arguments), work(todo), item(todo.first), unit(0), half(0), lane_row(row),
+          token(arguments, todo.first, position_of(arguments, todo.first)) {
         enter();
     }
 
     DEVICE void enter() {
+        coming = item + work.step < work.end ? position_of(a, item + work.step) : 0;
         unit = token.first;
         window = a.window_slots + token.t * WINDOW;
         const i64 row = a.kind == VISIBLE ? i64(i32(load_word(a.token_rows + token.t))) : token.t;
@@ -167,7 +171,7 @@ struct Walk {
         if (half || ++unit < token.last) return;
         item += work.step;
         if (over()) return;
-        token = Token(a, item);
+        token = Token(a, item, coming);
         enter();
         const u16* q = a.q + (token.t * a.groups * 64 + token.head) * 512;   // its turn comes soon
         UNROLL for (u32 i = 0; i < 4; i++) prefetch(q + (thread_index() % 128 + 128 * i) * 64);
@@ -598,7 +602,7 @@ template <u32 BLOCKS> struct Consumer {
     DEVICE void run() {
         const Work work = work_of<BLOCKS>(a);
         for (i32 item = work.first; item < work.end; item += work.step) {
-            const Token token(a, item);
+            const Token token(a, item, position_of(a, item));
             load_queries(token);
             begin(token);
             const bool last = item + work.step >= work.end;
