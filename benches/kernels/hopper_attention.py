@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 SILENCE = {"compile": 25, "right-1": 15, "right-2": 10, "times": 12, "timeline": 12, "triton": 40}  # seconds
 NEEDS = {"compile": "", "right-1": "compile", "right-2": "right-1"}  # the others: right-1
 Row = dict[str, Any]
+Ended = tuple[list[Row], list[str], str]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -54,9 +55,9 @@ def read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def run(parts: list[str], env: dict[str, str], end: float, out: Path) -> tuple[list[Row], list[str], str]:
+def run(parts: list[str], flags: list[str], env: dict[str, str], end: float, out: Path) -> Ended:
     """Parts in one process: their rows, those that ended, and what went wrong with the first that did not."""
-    command = [sys.executable, "-m", "benches.kernels.hopper_parts", *parts]
+    command = [sys.executable, "-m", "benches.kernels.hopper_parts", *flags, *parts]
     rows: list[Row] = []
     ended: list[str] = []
     lines: queue.Queue[str | None] = queue.Queue()
@@ -121,7 +122,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder))
         while waiting and time.monotonic() < end - 2:
-            found, ended, wrong = run(waiting, env, end, args.out)
+            flags = [] if {"right-2"} & {*waiting, *done} else ["--one-block"]
+            found, ended, wrong = run(waiting, flags, env, end, args.out)
             rows += found
             done |= set(ended)
             waiting = waiting[len(ended) :]

@@ -6,6 +6,9 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,14 +103,47 @@ class Nvrtc:
         return code.raw, log
 
 
+class Nvcc:
+    """The toolkit's compiler, where NVRTC is missing: slower to start, the same code."""
+
+    def __init__(self) -> None:
+        found = shutil.which("nvcc")
+        if found is None:
+            raise Violation("there is neither NVRTC, in a package of NVIDIA's or in the system, nor nvcc")
+        self._path = found
+        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+        release = re.search(r"release (\d+\.\d+)", told)
+        self.version = f"nvcc {release[1] if release else 'unknown'}"
+
+    def cubin(self, source: Path, arch: str, defines: Sequence[str] = ()) -> tuple[bytes, str]:
+        """As Nvrtc's."""
+        target = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "out.cubin"
+            command = [self._path, target, "-cubin", f"-I{HERE}", "-Xptxas=-v", *FLAGS, "-o", str(made), str(source)]
+            command += [f"-D{name}" for name in defines]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode:
+                raise Violation(f"{self.version} on {source.name}: {done.stderr[-2000:]}")
+            return made.read_bytes(), done.stderr
+
+
+def compiler() -> Nvrtc | Nvcc:
+    """NVRTC if there is one, else nvcc. Raises Violation if there is neither."""
+    try:
+        return Nvrtc()
+    except Violation:
+        return Nvcc()
+
+
 def cubin(source: Path, arch: str = "sm_90a") -> bytes:
     """Machine code of a source, from disk if this compiler has made it before."""
-    nvrtc = Nvrtc()
-    key = hashlib.sha256("\0".join((arch, nvrtc.version, *FLAGS, *sources(source))).encode()).hexdigest()[:16]
+    made_by = compiler()
+    key = hashlib.sha256("\0".join((arch, made_by.version, *FLAGS, *sources(source))).encode()).hexdigest()[:16]
     path = cache_folder() / f"{source.stem}-{arch}-{key}.cubin"
     if path.exists():
         return path.read_bytes()
-    code, _ = nvrtc.cubin(source, arch)
+    code, _ = made_by.cubin(source, arch)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:
         made.write(code)
     Path(made.name).rename(path)  # whole or not there
