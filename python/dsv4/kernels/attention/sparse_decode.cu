@@ -76,13 +76,13 @@ template <u32 BLOCKS> struct Layout {
     static constexpr u32 EXCHANGE = K + STAGES * STAGE;               // [2 groups]
     static constexpr u32 ARRIVING = EXCHANGE + 2 * GROUP_SCORES;      // [2 turns, 2 groups], from the other block
     static constexpr u32 FULL = ARRIVING + (BLOCKS == 2 ? 4 * GROUP_SCORES : 0);
-    static constexpr u32 EMPTY = FULL + 8 * STAGES;
-    static constexpr u32 ARRIVED = EMPTY + 8 * STAGES;                // [2 turns, 2 groups]
+    static constexpr u32 EMPTY = FULL + 8 * STAGES;                   // [stages, 2 halves]
+    static constexpr u32 ARRIVED = EMPTY + 16 * STAGES;               // [2 turns, 2 groups]
     static constexpr u32 BYTES = ARRIVED + 32;
 };
 
-static_assert(Layout<1>::BYTES == 229440);  // hopper.py asks for so much
-static_assert(Layout<2>::BYTES == 213088);
+static_assert(Layout<1>::BYTES == 229456);  // hopper.py asks for so much
+static_assert(Layout<2>::BYTES == 213120);
 
 enum Named : u32 { QUERIES = 1, WRITTEN = 2, READ = 3 };              // READ + g: group g's part has been read
 
@@ -302,7 +302,7 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
         to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
         later = walk.advance();
         MARK(2, n, 0);
-        wait(base + L::EMPTY + 8 * stage, (n / L::STAGES + 1) % 2);
+        wait(base + L::EMPTY + 16 * stage, (n / L::STAGES + 1) % 2);
         MARK(2, n, 1);
         const Pair scales = x.scales;
         x.scales = scales_of(second);
@@ -314,6 +314,7 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
         soon = later;
         to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
         later = walk.advance();
+        wait(base + L::EMPTY + 16 * stage + 8, (n / L::STAGES + 1) % 2);
         MARK(2, n, 2);
         UNROLL for (u32 k = 0; k < L::TILES; k++) put(at + 4096 + k * TILE, x, k, first_tile + k, x.scales);
         fence_matrix_reads();
@@ -452,9 +453,8 @@ template <u32 BLOCKS> struct Consumer {
         }
     }
 
-    // x becomes weights in place, P as pairs of bf16 in p; O and the denominator go to the new maximum.
-    DEVICE void weigh(float (&x)[32], u32 (&p)[16]) {
-        float factor[2];
+    // Scores become weights; the denominator goes to the new maximum, and O has to, by `factor`.
+    DEVICE void weigh(float (&x)[32], float (&factor)[2]) {
         UNROLL for (u32 r = 0; r < 2; r++) {
             float top = m[r];
             UNROLL for (u32 j = 0; j < 16; j++) top = larger(top, x[j / 2 * 4 + r * 2 + j % 2]);
@@ -465,43 +465,47 @@ template <u32 BLOCKS> struct Consumer {
             const float offset = -(top * a.scale);
             float added = 0;
             UNROLL for (u32 j = 0; j < 8; j++) {
-                const float even = power_of_2(fused(x[4 * j + 2 * r], a.scale, offset));
-                const float odd = power_of_2(fused(x[4 * j + 2 * r + 1], a.scale, offset));
-                added += even;
-                added += odd;
-                p[2 * j + r] = pair_of_bf16(even, odd);
+                UNROLL for (u32 i = 4 * j + 2 * r; i < 4 * j + 2 * r + 2; i++) {
+                    x[i] = power_of_2(fused(x[i], a.scale, offset));
+                    added += x[i];
+                }
             }
             sum[r] = fused(sum[r], factor[r], added);
         }
+    }
+
+    // What weighing left to do while products still run: O to the new maximum, P as pairs of bf16.
+    DEVICE void apply(const float (&x)[32], const float (&factor)[2], u32 (&p)[16]) {
+        UNROLL for (u32 j = 0; j < 16; j++) p[j] = pair_of_bf16(x[2 * j], x[2 * j + 1]);
         if (any_lane(factor[0] != 1 || factor[1] != 1)) {
             UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] *= factor[j / 2 % 2];
         }
     }
 
-    // Starts O += P K over this group's channels.
-    DEVICE void start_values(u32 n, const u32 (&p)[16]) {
+    // Starts O += P K over this group's channels, for 32 keys of a stage.
+    DEVICE void start_values(u32 n, u32 half, const u32 (&p)[16]) {
         const Operand k(stage(n) + group * (4 / BLOCKS) * TILE, TILE, 1024);
         matrix_fence();
-        UNROLL for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 2 * half; i < 2 * half + 2; i++) {
             product_of_registers(o, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], k.after(i * 2048));
         }
         matrix_commit();
     }
 
-    // Scores of the stage at hand, from this group's part of them, to weights.
-    DEVICE void turn_to_weights(const Token& token, i32 u, bool last, const float (&part)[L::SCORES], u32 (&p)[16]) {
-        float x[32];
-        MARK(group, stage_count, 0);
-        exchange(stage_count, last && u + 1 == token.last, part, x);
-        MARK(group, stage_count, 1);
+    // Scores of stage n, which is unit u, from this group's part of them, to weights.
+    DEVICE void turn_to_weights(
+        const Token& token, i32 u, u32 n, bool last, const float (&part)[L::SCORES], float (&x)[32], float (&factor)[2]
+    ) {
+        MARK(group, n, 0);
+        exchange(n, last && u + 1 == token.last, part, x);
+        MARK(group, n, 1);
         if (token.low(u) > 0 || token.high(u) < i32(KEYS)) hide(x, token.low(u), token.high(u));
-        weigh(x, p);
-        MARK(group, stage_count, 2);
+        weigh(x, factor);
+        MARK(group, n, 2);
     }
 
-    DEVICE void release() {
-        if (lane == 0) arrive(base + L::EMPTY + 8 * (stage_count % L::STAGES));
-        stage_count++;
+    DEVICE void release(u32 n, u32 half) {
+        if (lane == 0) arrive(base + L::EMPTY + 16 * (n % L::STAGES) + 8 * half);
     }
 
     DEVICE void finish_products() {
@@ -510,53 +514,73 @@ template <u32 BLOCKS> struct Consumer {
         settled(s);
     }
 
-    // All units of a token, by one block. The scores of a unit run behind the values of the one before.
+    // All units of a token, by one block. The matrix units have the first half of a unit's values, the scores of the
+    // next unit, and then, while those are weighed, the second half of the values. P is made after the products: ptxas
+    // lets none run behind the program that fills registers which a later one reads.
     DEVICE void units(const Token& token, bool last) {
         u32 p[16];
-        start_scores(stage_count);
+        float x[32], factor[2];
+        u32 n = stage_count;
+        start_scores(n);
         finish_products();
-        turn_to_weights(token, token.first, last, s, p);
-        for (i32 u = token.first + 1; u < token.last; u++) {
-            start_values(stage_count, p);
-            start_scores(stage_count + 1);
+        turn_to_weights(token, token.first, n, last, s, x, factor);
+        apply(x, factor, p);
+        for (i32 u = token.first + 1; u < token.last; u++, n++) {
+            start_values(n, 0, p);
+            start_scores(n + 1);
+            start_values(n, 1, p);
+            matrix_wait<2>();
+            release(n, 0);
             matrix_wait<1>();
-            MARK(group, stage_count, 3);
-            release();
-            finish_products();
-            turn_to_weights(token, u, last, s, p);
+            settled(s);
+            turn_to_weights(token, u, n + 1, last, s, x, factor);
+            if (sum[0] + sum[1] < 0) stop();   // never: but all weights are made before the wait because of it
+            matrix_wait<0>();
+            settled(o);
+            MARK(group, n, 3);
+            release(n, 1);
+            apply(x, factor, p);
         }
-        start_values(stage_count, p);
+        start_values(n, 0, p);
+        start_values(n, 1, p);
         finish_products();
-        release();
+        release(n, 0);
+        release(n, 1);
+        stage_count = n + 1;
     }
 
     // By two blocks: scores are two units ahead, so that parts travel while the unit before is weighed and multiplied.
     DEVICE void units_of_two(const Token& token, bool last) {
         u32 p[16];
-        float part[L::SCORES];
-        start_scores(stage_count);
+        float part[L::SCORES], x[32], factor[2];
+        u32 n = stage_count;
+        start_scores(n);
         finish_products();
-        send(stage_count);
+        send(n);
         copy(s, part);
         if (token.first + 1 < token.last) {
-            start_scores(stage_count + 1);
+            start_scores(n + 1);
             finish_products();
         }
-        for (i32 u = token.first; u < token.last; u++) {
-            receive(stage_count, part);
-            if (u + 1 < token.last) send(stage_count + 1);
-            turn_to_weights(token, u, last, part, p);
+        for (i32 u = token.first; u < token.last; u++, n++) {
+            receive(n, part);
+            if (u + 1 < token.last) send(n + 1);
+            turn_to_weights(token, u, n, last, part, x, factor);
+            apply(x, factor, p);
             copy(s, part);
-            start_values(stage_count, p);
+            start_values(n, 0, p);
+            start_values(n, 1, p);
             if (u + 2 < token.last) {
-                start_scores(stage_count + 2);
+                start_scores(n + 2);
                 matrix_wait<1>();
             } else {
                 matrix_wait<0>();
             }
-            release();
+            release(n, 0);
+            release(n, 1);
             finish_products();
         }
+        stage_count = n;
     }
 
     DEVICE static void copy(const float (&from)[L::SCORES], float (&to)[L::SCORES]) {
@@ -623,7 +647,8 @@ template <u32 BLOCKS> DEVICE void attend(const Arguments& a) {
     if (thread == 0) {
         for (u32 i = 0; i < L::STAGES; i++) {
             init_barrier(base + L::FULL + 8 * i, 4);    // a lane of each warp
-            init_barrier(base + L::EMPTY + 8 * i, 8);
+            init_barrier(base + L::EMPTY + 16 * i, 8);
+            init_barrier(base + L::EMPTY + 16 * i + 8, 8);
         }
         if (BLOCKS == 2) {
             for (u32 i = 0; i < 4; i++) init_barrier(base + L::ARRIVED + 8 * i, 1);
