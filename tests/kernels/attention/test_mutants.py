@@ -30,8 +30,8 @@ MUTANTS = [
     ),
     (
         2,
-        "receive(n, part);\n            if (u + 1 < token.last) send(n + 1);",
-        "if (u + 1 < token.last) send(n + 1);\n            receive(n, part);",
+        "receive(n, part);\n        if (token.first + 1 < token.last) send(n + 1);",
+        "if (token.first + 1 < token.last) send(n + 1);\n        receive(n, part);",
         "no barrier since the load",
     ),
 ]

@@ -492,16 +492,14 @@ template <u32 BLOCKS> struct Consumer {
         matrix_commit();
     }
 
-    // Scores of stage n, which is unit u, from this group's part of them, to weights.
-    DEVICE void turn_to_weights(
-        const Token& token, i32 u, u32 n, bool last, const float (&part)[L::SCORES], float (&x)[32], float (&factor)[2]
+    // All scores of stage n, which is unit u, from this group's part of them.
+    DEVICE void collect(
+        const Token& token, i32 u, u32 n, bool last, const float (&part)[L::SCORES], float (&x)[32]
     ) {
         MARK(group, n, 0);
         exchange(n, last && u + 1 == token.last, part, x);
         MARK(group, n, 1);
         if (token.low(u) > 0 || token.high(u) < i32(KEYS)) hide(x, token.low(u), token.high(u));
-        weigh(x, factor);
-        MARK(group, n, 2);
     }
 
     DEVICE void release(u32 n, u32 half) {
@@ -523,7 +521,8 @@ template <u32 BLOCKS> struct Consumer {
         u32 n = stage_count;
         start_scores(n);
         finish_products();
-        turn_to_weights(token, token.first, n, last, s, x, factor);
+        collect(token, token.first, n, last, s, x);
+        weigh(x, factor);
         apply(x, factor, p);
         for (i32 u = token.first + 1; u < token.last; u++, n++) {
             start_values(n, 0, p);
@@ -533,8 +532,10 @@ template <u32 BLOCKS> struct Consumer {
             release(n, 0);
             matrix_wait<1>();
             settled(s);
-            turn_to_weights(token, u, n + 1, last, s, x, factor);
-            if (sum[0] + sum[1] < 0) stop();   // never: but all weights are made before the wait because of it
+            collect(token, u, n + 1, last, s, x);
+            weigh(x, factor);
+            MARK(group, n + 1, 2);
+            weighed();
             matrix_wait<0>();
             settled(o);
             MARK(group, n, 3);
@@ -549,7 +550,13 @@ template <u32 BLOCKS> struct Consumer {
         stage_count = n + 1;
     }
 
-    // By two blocks: scores are two units ahead, so that parts travel while the unit before is weighed and multiplied.
+    // Always true, which the compiler does not know: what the sums are made of is computed here, and not after a wait.
+    DEVICE void weighed() const {
+        if (sum[0] + sum[1] < 0) stop();
+    }
+
+    // By two blocks: scores are two units ahead. While the matrix units have them and the values of the unit before, the
+    // next unit is received, exchanged and weighed; a part travels for as long as it takes to weigh and to multiply.
     DEVICE void units_of_two(const Token& token, bool last) {
         u32 p[16];
         float part[L::SCORES], x[32], factor[2];
@@ -562,25 +569,53 @@ template <u32 BLOCKS> struct Consumer {
             start_scores(n + 1);
             finish_products();
         }
-        for (i32 u = token.first; u < token.last; u++, n++) {
-            receive(n, part);
-            if (u + 1 < token.last) send(n + 1);
-            turn_to_weights(token, u, n, last, part, x, factor);
-            apply(x, factor, p);
-            copy(s, part);
+        receive(n, part);
+        if (token.first + 1 < token.last) send(n + 1);
+        collect(token, token.first, n, last, part, x);
+        weigh(x, factor);
+        apply(x, factor, p);
+        copy(s, part);
+        i32 u = token.first + 1;
+        for (; u + 1 < token.last; u++, n++) {
+            start_scores(n + 2);
             start_values(n, 0, p);
             start_values(n, 1, p);
-            if (u + 2 < token.last) {
-                start_scores(n + 2);
-                matrix_wait<1>();
-            } else {
-                matrix_wait<0>();
-            }
+            receive(n + 1, part);
+            collect(token, u, n + 1, last, part, x);
+            matrix_wait<2>();
+            settled(s);
+            send(n + 2);
+            weigh(x, factor);
+            MARK(group, n + 1, 2);
+            weighed();
+            matrix_wait<0>();
+            settled(o);
+            MARK(group, n, 3);
             release(n, 0);
             release(n, 1);
-            finish_products();
+            apply(x, factor, p);
+            copy(s, part);
         }
-        stage_count = n;
+        if (u < token.last) {      // the last unit: no scores are to come
+            start_values(n, 0, p);
+            start_values(n, 1, p);
+            receive(n + 1, part);
+            collect(token, u, n + 1, last, part, x);
+            weigh(x, factor);
+            weighed();
+            matrix_wait<0>();
+            settled(o);
+            release(n, 0);
+            release(n, 1);
+            apply(x, factor, p);
+            n++;
+        }
+        start_values(n, 0, p);
+        start_values(n, 1, p);
+        finish_products();
+        release(n, 0);
+        release(n, 1);
+        stage_count = n + 1;
     }
 
     DEVICE static void copy(const float (&from)[L::SCORES], float (&to)[L::SCORES]) {
