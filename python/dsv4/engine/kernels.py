@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsv4.kernels.attention.choice import Choice
+
 REFERENCE = "reference"
 """The readable implementation of every op; all of it on a CPU."""
 
 TRITON = "triton"
-"""Every op of a step on a GPU, but for those of ON_HOST."""
+"""Every op of a step on a GPU, but for those of ON_HOST and for attention where CUDA C++ serves it."""
+
+SPARSE_DECODE = "attention.sparse_decode"
+"""The op that has two implementations on a GPU: dsv4.kernels.attention.choice."""
 
 OPS: tuple[tuple[str, str], ...] = (
     ("embedding, copies of state", "torch"),
@@ -15,7 +23,7 @@ OPS: tuple[tuple[str, str], ...] = (
     ("head norm, RoPE, window rows", "norm_rope.query_store"),
     ("compression, C4 and online C128", "compress.c4, compress.c128_online"),
     ("index queries, scores, top-k", "index.queries, index.logits, index.topk"),
-    ("sparse attention, decode and prefill", "attention.sparse_decode"),
+    ("sparse attention, decode and prefill", SPARSE_DECODE),
     ("router, experts (W4A8), shared expert", "moe.route, moe.experts, linear.gemm"),
     ("sampling", "sample.sample"),
 )
@@ -24,14 +32,25 @@ OPS: tuple[tuple[str, str], ...] = (
 ON_HOST = "sampling of a row with more than 4096 candidates"
 
 
+def _attention(device: str) -> Choice:
+    from dsv4.kernels.attention.choice import served_on  # noqa: PLC0415 - it brings torch
+
+    return served_on(device)
+
+
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise."""
-    return REFERENCE if device == "cpu" else TRITON
+    if device == "cpu":
+        return REFERENCE
+    attention = _attention(device).name
+    return TRITON if attention == TRITON else f"{TRITON}+{attention}"
 
 
 def told(device: str) -> str:
     """One line: every op and what serves it."""
     if device == "cpu":
         return f"{REFERENCE}: the readable CPU implementation of every op"
-    table = "; ".join(f"{op}: {kernels}" for op, kernels in OPS)
+    attention = _attention(device)
+    serves = {SPARSE_DECODE: f"{SPARSE_DECODE} in {attention.name} ({attention.why})"}
+    table = "; ".join(f"{op}: {serves.get(kernels, kernels)}" for op, kernels in OPS)
     return f"{TRITON}: {table}. On the host: {ON_HOST}"
