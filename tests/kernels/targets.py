@@ -50,7 +50,7 @@ BUILDS = {
     ),
     "norm_rope_store": Build(
         "dsv4.kernels.norm_rope.query_store:_norm_rope_store",
-        (BF16, BF16, BF16, F32, F32, U8, BF16, I32, "i32", "fp32"),
+        (BF16, BF16, BF16, F32, F32, U8, BF16, I32, "i32", "i32", "fp32"),
         {"H": 64, "R": 2, "PAGE": 64, "STRIDE": 37440, "ANGLES": 32},
         1,
         EXACT,

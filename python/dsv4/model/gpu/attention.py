@@ -89,14 +89,15 @@ class Attention:
         q_r = norm_quantise(q_a_kv[:, :rank], self.q_norm, self.eps)
         q = fp8_linear(q_r, self.wq_b, self.workspace).view(len(u), self.num_heads, -1)
         norm_rope_store(
-            q, q_a_kv[:, rank:].contiguous(), self.kv_norm, angles, pools.swa, step.inputs.swa_slots,
+            q, q_a_kv[:, rank:], self.kv_norm, angles, pools.swa, step.inputs.swa_slots,
             page_rows=SWA_BLOCK_TOKENS, eps=self.eps,
         )  # fmt: skip
         rows = self._compressed(u, q_r, step, pools)
         most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
         split = split_of(len(u), self.num_heads, units_of(rows, most), NUM_SMS)
         room = rows.slots.shape[1] if isinstance(rows, SelectedRows) else most  # every slot of a row has its unit
-        scratch = scratch_of(split, len(u), self.num_heads, units_of(rows, room), u.device)
+        arrivals = self.workspace.arrivals
+        scratch = scratch_of(split, len(u), self.num_heads, units_of(rows, room), u.device, arrivals)
         o = sparse_decode(q, self.sink, pools.swa, step.window_slots, step.inputs.positions, rows, split, scratch)
         rotate_back(o, angles)
         z = mixed_linear_quantised(o.flatten(1), self.wo_a, self.o_groups, self.workspace)
