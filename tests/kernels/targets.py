@@ -65,7 +65,7 @@ BUILDS = {
     "compress_c4": Build(
         "dsv4.kernels.compress.c4:_compress_c4",
         (*ROW, BF16, *ROW, F32, I32, I64, F32, F32, I32, "i32", "i32", "fp32"),
-        {"FP4": True, "PAGE": 64, "KV_STRIDE": 37440, "INDEX_STRIDE": 4352, "ANGLES": 32},
+        {"RING": 8, "FP4": True, "PAGE": 64, "KV_STRIDE": 37440, "INDEX_STRIDE": 4352, "ANGLES": 32},
         2,
         EXACT,
     ),

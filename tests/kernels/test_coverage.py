@@ -159,7 +159,7 @@ def test_every_kernel_of_a_step_is_told_at_start_and_every_kernel_told_is_launch
 def test_no_reference_runs_in_a_step(forward: Watch) -> None:
     assert not {file for file in forward.files if file.endswith("reference.py")}
     of_the_model = {file for file in forward.files if file.startswith("model/") and not file.startswith("model/gpu/")}
-    assert of_the_model == {"model/norm_rope.py"}, "Angles.at alone"
+    assert of_the_model == {"model/norm_rope.py", "model/caches.py"}, "Angles.at, and sizes of a slot"
 
 
 def test_torch_computes_nothing_in_a_step_but_what_is_listed(forward: Watch) -> None:
