@@ -22,7 +22,7 @@ from dsv4.kernels.attention.sparse_decode import _sparse_decode
 from dsv4.kernels.index.logits import _index_scores
 from dsv4.kernels.index.topk import _select
 
-HOPPER, BLACKWELL, BLACKWELL_ULTRA = 90, 100, 103
+BLACKWELL = 100
 MATRIX = r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f32\.\w+\.\w+|tcgen05\.mma[\w.:]*"
 ATTENTION = (
     "q:*bf16 sink:*fp32 window_pool:*u8 window_stride:i64 window_slots:*i32 positions:*i32 extra_from:i64 "
@@ -61,12 +61,13 @@ def compiled(name: str, fn: Any, arguments: str, constants: dict[str, Any], arch
     stages = 3 if fn is _index_scores else 1
     kernel = triton.compile(source, GPUTarget("cuda", arch, 32), {"num_warps": num_warps, "num_stages": stages})
     matrix = sorted(set(re.findall(MATRIX, kernel.asm["ptx"])))
-    row = {"name": name, "arch": arch, "matrix": matrix, "stack": stack_bytes(kernel.asm["cubin"])}
+    entry = f"{fn.__module__}.{fn.__name__}"
+    row = {"name": name, "entry": entry, "arch": arch, "matrix": matrix, "stack": stack_bytes(kernel.asm["cubin"])}
     sys.stdout.write(json.dumps(row | {"shared": kernel.metadata.shared, "ptx": len(kernel.asm["ptx"])}) + "\n")
 
 
 def main() -> None:
-    for arch in (HOPPER, BLACKWELL, BLACKWELL_ULTRA):
+    for arch in map(int, sys.argv[1:]):
         attention = {
             "K": 512,
             "RATIO": 4,

@@ -1,27 +1,16 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[3]
+from tests.kernels import compiling
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """What the compiler made of the attention and index kernels for sm_90, sm_100 and sm_103; no GPU is involved."""
     pytest.importorskip("triton", reason="this torch comes without triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'python'}"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.attention.compiled"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [row for arch in compiling.TARGETS for row in compiling.rows("attention.compiled", arch)]
 
 
 def test_every_kernel_compiles_to_machine_code_for_hopper_and_blackwell(rows: list[dict[str, Any]]) -> None:
