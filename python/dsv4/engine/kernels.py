@@ -37,9 +37,10 @@ OPS: tuple[Op, ...] = (
     Op("index scores", {"index/logits": ("_index_scores",)}),
     Op("index top-k", {"index/topk": ("_select",)}),
     Op(
-        "sparse attention, decode and prefill",
+        "sparse attention",
         {"attention/plan": ("_window_slots",), "attention/sparse_decode": ("_sparse_decode",)},
     ),
+    Op("sparse attention of many tokens", {"attention/sparse_prefill": ("_sparse_prefill",)}),
     Op("router", {"moe/route": ("_logits", "_choose")}),
     Op(
         "routed experts, W4A8",

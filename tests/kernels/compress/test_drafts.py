@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dsv4.kernels.cache import reference as cache
 from dsv4.kernels.compress.plan import C4_ROWS, Requests, plan_c4, plan_c128
-from dsv4.model.caches import Layouts
 
 c4 = pytest.importorskip("dsv4.kernels.compress.c4")
 c128 = pytest.importorskip("dsv4.kernels.compress.c128_online")
@@ -31,7 +30,7 @@ class Verifying:
 
     def __init__(self, widths: tuple[int, ...], lengths: list[int], drafts: int, device: torch.device) -> None:
         self.device, self.drafts, self.widths = device, drafts, widths
-        self.layouts = Layouts(KV, KV, INDEX, KV128, drafts)
+        self.ring, self.num_banks = -(-(C4_ROWS + drafts) // 8) * 8, 1 + drafts
         self.slots = [2 + b for b in reversed(range(len(lengths)))]
         self.histories = [[steps.History(slot) for slot in self.slots] for _ in widths]
         self.banks = [0] * len(lengths)
@@ -63,8 +62,8 @@ class Verifying:
             self.ints([int(n == 0) for n in before]),
             self.ints(self.banks),
             self.ints(writes),
-            self.layouts.c4_ring,
-            self.layouts.c128_banks,
+            self.ring,
+            self.num_banks,
         )
         entry = [rows[t] * 64 + positions[t] // ratio for t in closing]
         return new, at, self.ints(closing), self.ints(entry)
@@ -88,7 +87,7 @@ def test_c4_rows_are_those_of_the_tokens_that_count(drafts: int, device: torch.d
     game = Verifying((1024, 256), lengths, drafts, device)
     pools = pool_of(KV, device), pool_of(INDEX, device)
     weights = parameters((4, 1024), 512, device), parameters((4, 256), 128, device)
-    states = game.states(game.layouts.c4_ring, 2, 1024), game.states(game.layouts.c4_ring, 2, 256)
+    states = game.states(game.ring, 2, 1024), game.states(game.ring, 2, 256)
 
     def run(counts: list[int], num_drafts: int) -> None:
         new, at, closing, entry = game.step(counts, num_drafts, 4)
@@ -123,7 +122,7 @@ def test_a_ring_made_for_drafts_keeps_their_rows_in_the_same_launch(
             c4.Compressor(
                 x,
                 *parameters((4, 2 * D), D, device),
-                game.states(game.layouts.c4_ring, 2, 2 * D),
+                game.states(game.ring, 2, 2 * D),
                 pool_of(kind, device),
             )
             for x, D, kind in ((new[0], 512, KV), (new[1], 128, INDEX))
@@ -132,14 +131,14 @@ def test_a_ring_made_for_drafts_keeps_their_rows_in_the_same_launch(
         monkeypatch.setattr(c4, "_launch", lambda *given, into=seen: into.append(given[3]))
         c4.compress_c4(*parts, plan_c4(at, closing, entry, game.frequencies), fp4=True, max_new_tokens=tokens)
         assert len(seen) == launches, (drafts, tokens)
-        assert game.layouts.c4_ring >= C4_ROWS - 1 + 1 + drafts
+        assert game.ring >= C4_ROWS - 1 + 1 + drafts
 
 
 @pytest.mark.parametrize("drafts", [1, 3])
 def test_c128_goes_on_from_the_last_draft_that_was_right(drafts: int, device: torch.device) -> None:
     lengths = [128 - drafts, 127, 128, 3]  # the group closes at every place of a step sooner or later
     game = Verifying((512,), lengths, drafts, device)
-    pool, state = pool_of(KV128, device), game.states(game.layouts.c128_banks, 3, 512)
+    pool, state = pool_of(KV128, device), game.states(game.num_banks, 3, 512)
     ape, weight = torch.linspace(-1, 1, 128 * 512, device=device).view(128, 512), torch.ones(512, device=device)
 
     def run(counts: list[int], num_drafts: int) -> None:
@@ -188,7 +187,7 @@ def test_c128_has_the_bits_of_one_token_at_a_time(right: int, device: torch.devi
     left = []
     for width, pieces in ((0, whole), (3, drafted)):
         game = Verifying((512,), [124], width, device)
-        pool, state = pool_of(KV128, device), game.states(game.layouts.c128_banks, 3, 512)
+        pool, state = pool_of(KV128, device), game.states(game.num_banks, 3, 512)
         for first, new, num_drafts, bank in pieces:
             game.histories[0][0].rows, game.banks = list(rows[:first]), [bank]
             _, at, closing, entry = game.step([len(new)], num_drafts, 128)
