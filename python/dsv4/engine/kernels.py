@@ -53,7 +53,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op("sampling", {"sample/passes": ("scan", "mass", "settle", "logprobs")}),
 )
-"""Op of a GPU step -> what serves it. tests/kernels/test_coverage.py watches steps and finds these and no others."""
+"""Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
 
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
