@@ -53,7 +53,8 @@ TESTS = (
     Part("sample", "tests", 15),
 )
 BENCHES = (
-    Part("sparse_decode", "bench", 60),
+    Part("sparse_decode", "bench", 45),
+    Part("sparse_prefill", "bench", 15),
     Part("moe", "bench", 80),
     Part("linear", "bench", 80),
     Part("index", "bench", 50),

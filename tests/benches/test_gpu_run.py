@@ -86,7 +86,7 @@ def test_a_good_session_runs_everything(tmp_path: Path) -> None:
 def test_what_fails_its_tests_is_not_timed_and_the_others_are(tmp_path: Path) -> None:
     bad, ran = session(tmp_path, {"tests/kernels/attention": (1, 3.0), "moe": (1, 3.0)})
     bad.work(PARTS)
-    assert set(bad.bad) == {"tests attention", "bench sparse_decode", "bench moe"}
+    assert set(bad.bad) == {"tests attention", "bench sparse_decode", "bench sparse_prefill", "bench moe"}
     assert "sparse_decode" not in ran
     assert ran[-1] == "sample"
 

@@ -119,6 +119,41 @@ def test_a_prompt_and_then_tokens_one_by_one(device: torch.device, seed: int) ->
 
 
 @SLOW
+@pytest.mark.parametrize("right", range(3))
+def test_drafts_leave_the_bits_of_one_token_at_a_time(right: int, device: torch.device, seed: int) -> None:
+    """Two drafts behind a token, so many of them right; then what counts goes on. Its logits, bit for bit."""
+    ids = prompt((125 if DEVICE == "cuda" else 5) + 6, seed)
+    start, found = len(ids) - 6, []
+    for drafts in (0, 2):
+        planner = Planner(CONFIG.sliding_window, full=4, swa=12, slots=2)
+        caches = _moved(make_caches(CONFIG, NUMERICS, planner, draft_tokens=drafts), device)
+        if drafts:
+            wrong = [(token + 1) % CONFIG.vocab_size for token in ids[start + 1 + right : start + 3]]
+            pieces = [(ids[:start], 0, 1), (ids[start : start + 1 + right] + wrong, 2, 1 + right)]
+            pieces += [(ids[start + 1 + right : start + 4], 0, 3 - right)]
+        else:
+            pieces = [(ids[:start], 0, 1), *(([token], 0, 1) for token in ids[start : start + 4])]
+        logits, bank = [], 0
+        for piece, num_drafts, counts in pieces:
+            inputs = planner.step([("a", piece)], sample="all")
+            if drafts:
+                writes = [-1] * (len(piece) - 1 - num_drafts) + list(range(num_drafts + 1))
+                banks = {"state_banks": torch.tensor([bank]), "bank_writes": torch.tensor(writes)}
+                inputs, bank = dataclasses.replace(inputs, **banks), right if num_drafts else 0
+            bounds = Bounds(int(inputs.seq_lens.max()), len(piece))
+            out = over_kernels(device).forward(_int32(inputs, device), caches, bounds).logits.cpu()
+            logits.append(out[:counts] if num_drafts else out[-counts:])
+            planner.requests["a"].num_computed -= len(piece) - counts if num_drafts else 0
+        found.append(torch.cat(logits))
+    assert found[0].isfinite().all()
+    assert torch.equal(found[1], found[0])
+
+
+def _int32(inputs: StepInputs, device: torch.device) -> StepInputs:
+    return StepInputs(**{f.name: getattr(inputs, f.name).int().to(device) for f in dataclasses.fields(inputs)})
+
+
+@SLOW
 def test_no_tokens(device: torch.device) -> None:
     planner = Planner(CONFIG.sliding_window, full=4, swa=8, slots=2)
     caches = _moved(make_caches(CONFIG, NUMERICS, planner), device)

@@ -38,6 +38,8 @@ _LENGTHS: dict[str, str] = {  # array -> the scalar of the plan that says how mu
     "c128_tokens": "num_c128",
     "c128_slots": "num_c128",
     "sample_tokens": "num_samples",
+    "state_banks": "num_requests",
+    "bank_writes": "num_tokens",
 }
 
 

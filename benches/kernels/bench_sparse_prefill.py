@@ -1,0 +1,100 @@
+"""Sparse attention of a chunk of 8,192 tokens: blocks of neighbours, beside the decode kernel with a token a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from benches.kernels.bench_sparse_decode import ROW, SCALE, pool_of, rows_of
+from benches.kernels.harness import Call, Case, Peer
+from torch import Tensor
+
+from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode
+from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
+from dsv4.kernels.attention.split import Split, scratch_of
+
+T, H, D, FIRST = 8192, 64, 512, 8192
+KINDS = {"c4": 64, "c128": 2, "window": 0}
+
+
+class Chunk:
+    """One request's tokens FIRST .. FIRST + T, its rows in pages one after the other."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.page = kind, KINDS[kind]
+        end = FIRST + T
+        self.window = pool_of(end, 64)
+        self.positions = torch.arange(FIRST, end, device="cuda", dtype=torch.int32)
+        self.slots = (self.positions[:, None] - 127 + torch.arange(128, device="cuda")).int()
+        self.sink = torch.randn(H, device="cuda")
+        self.rows: SelectedRows | VisibleRows | None = None
+        if kind == "c4":
+            chosen = torch.rand(T, end // 4, device="cuda")
+            chosen.masked_fill_(torch.arange(end // 4, device="cuda") >= (self.positions[:, None] + 1) // 4, -1)
+            self.rows = SelectedRows(pool_of(end // 4, 64), chosen.topk(512, -1).indices.sort(-1).values.int())
+        elif kind == "c128":
+            table = torch.arange(end // 256, device="cuda", dtype=torch.int32)[None]
+            nobody = torch.zeros(T, device="cuda", dtype=torch.int32)
+            self.rows = VisibleRows(pool_of(end // 128, 2), table, nobody)
+
+    def keys(self, t: int) -> Tensor:
+        keys = rows_of(self.window, self.slots[t].long(), 64)
+        if isinstance(self.rows, SelectedRows):
+            return torch.cat((keys, rows_of(self.rows.pool, self.rows.slots[t].long(), 64)))
+        if isinstance(self.rows, VisibleRows):
+            count = (FIRST + t + 1) // 128
+            return torch.cat((keys, rows_of(self.rows.pool, torch.arange(count, device="cuda"), 2)))
+        return keys
+
+    def prefill(self, q: Tensor, neighbours: int) -> Tensor:
+        return sparse_prefill(q, self.sink, self.window, self.slots, self.positions, self.rows, neighbours)
+
+    def decode(self, q: Tensor) -> Tensor:
+        whole = Split(64, 1)
+        scratch = scratch_of(whole, T, H, 1, q.device)
+        return sparse_decode(q, self.sink, self.window, self.slots, self.positions, self.rows, whole, scratch)
+
+    def check(self, neighbours: int) -> None:
+        """Some tokens against float64, and all of them against the bits of decode."""
+        q = queries()
+        out = self.prefill(q, neighbours)
+        assert torch.equal(out, self.decode(q)), "prefill and decode give other bits"
+        for t in (0, 1, T // 2, T - 1):
+            keys = self.keys(t).double()
+            s = q[t].double() @ keys.T * SCALE
+            p = (s - s.amax(1, keepdim=True)).exp()
+            p = p / (p.sum(1, keepdim=True) + (self.sink.double().unsqueeze(1) - s.amax(1, keepdim=True)).exp())
+            want = p @ keys
+            error = float((out[t].double() - want).norm() / want.norm())
+            assert error < 3e-3, f"token {t}: error {error}"
+
+
+def queries() -> Tensor:
+    return torch.randn(T, H, D, device="cuda").to(torch.bfloat16)
+
+
+def case(kind: str) -> Case:
+    chunk = Chunk(kind)
+    neighbours = tokens_of(T, H, torch.cuda.get_device_properties(0).multi_processor_count)
+    sets: list[Tensor] = []
+
+    def ours(i: int) -> Call:
+        return lambda: chunk.prefill(sets[i], neighbours)
+
+    def a_token_a_block(i: int) -> Call:
+        return lambda: chunk.decode(sets[i])
+
+    keys = {"c4": 640 * T, "c128": 128 * T + int(((chunk.positions + 1) // 128).sum()), "window": 128 * T}[kind]
+    rows = T + 127 + {"c4": (FIRST + T) // 4, "c128": (FIRST + T) // 128, "window": 0}[kind]
+    case = Case(
+        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=ours, launches=1,
+        bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=lambda: chunk.check(neighbours),
+        peers=[Peer("sparse_decode, a token a block", "this tree", a_token_a_block)],
+    )  # fmt: skip
+    sets.extend(queries() for _ in range(case.sets))
+    return case
+
+
+def cases() -> Iterator[Case]:
+    for kind in KINDS:
+        yield case(kind)
