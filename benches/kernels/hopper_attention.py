@@ -45,7 +45,7 @@ def environment(folder: Path) -> dict[str, str]:
     (lone / "__init__.py").touch()
     for name in ("kernels", "errors.py"):
         (lone / name).symlink_to(ROOT / "python" / "dsv4" / name)
-    path = f"{folder}{os.pathsep}{ROOT}"
+    path = os.pathsep.join(filter(None, (str(folder), str(ROOT), os.environ.get("PYTHONPATH"))))  # peers stay in it
     return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "DSV4_SPARSE_DECODE": "cuda"}
 
 
