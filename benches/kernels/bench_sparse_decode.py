@@ -1,21 +1,21 @@
 """Sparse decode attention at the shapes of Flash's three layer kinds, against FlashMLA's V4 kernels (two launches).
 
-What `choice` says serves is timed; on Hopper, where that is CUDA C++, the Triton kernel is a peer as well.
+What `choice` says serves is timed; triton_attention.py has the Triton kernel beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
-import triton
 from benches.kernels.harness import Call, Case, Peer
 from torch import Tensor
 
 from dsv4.kernels.attention import sparse_decode as ours
-from dsv4.kernels.attention.choice import CUDA, TRITON, choice
+from dsv4.kernels.attention.choice import choice
 from dsv4.kernels.attention.split import Split, SplitScratch, scratch_of, split_of
 
 H, D, WINDOW = 64, 512, 128
@@ -102,18 +102,6 @@ class Bench:
         rows = self.rows(shape, x)
         return lambda: ours.sparse_decode(x.q, self.sink, self.window, x.window_slots, positions, rows, split, scratch)
 
-    def triton(self, shape: str, sets: list[Inputs], split: Split, scratch: SplitScratch) -> Peer:
-        """The Triton kernel as a peer of the other."""
-
-        def make(i: int) -> Call:
-            x = sets[i]
-            positions = torch.full((len(x.q),), SHAPES[shape][1], dtype=torch.int32, device="cuda")
-            fixed = (x.q, self.sink, self.window, x.window_slots, positions)
-            inputs, out = ours.checked(*fixed, self.rows(shape, x)), torch.empty_like(x.q)
-            return lambda: ours.launch_triton(inputs, out, split, scratch)
-
-        return Peer(TRITON, triton.__version__, make)
-
     def peer(self, shape: str, sets: list[Inputs]) -> Peer:
         name = "FlashMLA V4 (2 launches)"
         try:
@@ -168,6 +156,7 @@ class Bench:
             assert torch.equal(got[0], out[t]), f"token {t} of {B} has other bits alone"
 
     def case(self, shape: str, B: int) -> Case:
+        """What serves, against FlashMLA."""
         extra = SHAPES[shape][0]
         sets: list[Inputs] = []
         units = -(-(WINDOW + extra) // ours.UNIT)
@@ -188,10 +177,7 @@ class Bench:
             check=lambda: self.check(shape, B, split, scratch),
         )  # fmt: skip
         sets.extend(self.inputs(shape, B) for _ in range(case.sets))
-        peers = [self.peer(shape, sets)]
-        if choice(self.window.device).name == CUDA:
-            peers.append(self.triton(shape, sets, split, scratch))
-        return Case(**{f: getattr(case, f) for f in Case.__slots__} | {"peers": peers})
+        return replace(case, peers=[self.peer(shape, sets)])
 
 
 def cases() -> Iterator[Case]:

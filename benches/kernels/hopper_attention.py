@@ -45,7 +45,7 @@ def environment(folder: Path) -> dict[str, str]:
     (lone / "__init__.py").touch()
     for name in ("kernels", "errors.py"):
         (lone / name).symlink_to(ROOT / "python" / "dsv4" / name)
-    path = f"{folder}{os.pathsep}{ROOT}"
+    path = os.pathsep.join(filter(None, (str(folder), str(ROOT), os.environ.get("PYTHONPATH"))))  # peers stay in it
     return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "DSV4_SPARSE_DECODE": "cuda"}
 
 
@@ -98,17 +98,20 @@ def run(parts: list[str], flags: list[str], env: dict[str, str], end: float, out
 
 
 def table(rows: list[Row]) -> None:
-    """What was measured, one line per shape and batch."""
-    found: dict[tuple[str, int], Row] = {}
+    """What was measured, one line per shape and batch: us of the CUDA kernel, of FlashMLA and of Triton, and ratios."""
+    found: dict[tuple[str, int], list[str]] = {}
     for row in rows:
         if not row.get("peer"):
             continue
-        line = found.setdefault((row["shape"]["kind"], row["shape"]["B"]), {"us": row["us"], "floor": row["x_floor"]})
-        if row.get("ratio"):
-            line[row["peer"].split()[0]] = f"{row['peer_us']:.2f} us, ratio {row['ratio']:.3f}"
+        line = found.setdefault((row["shape"]["kind"], row["shape"]["B"]), [])
+        if row["part"] == "times":
+            line.insert(0, f"{row['us']:8.2f} us {row['x_floor']:7.2f} x floor")
+            if row.get("ratio"):
+                line.append(f"FlashMLA {row['peer_us']:.2f} us, ratio {row['ratio']:.3f}")
+        elif row.get("ratio"):
+            line.append(f"Triton {row['us']:.2f} us beside {row['peer_us']:.2f}, ratio {1 / row['ratio']:.3f}")
     for (kind, B), line in sorted(found.items()):
-        others = "   ".join(f"{k} {v}" for k, v in line.items() if k not in {"us", "floor"})
-        print(f"{kind:10} B {B:4} {line['us']:8.2f} us {line['floor']:7.2f} x floor   {others}")
+        print(f"{kind:10} B {B:4} " + "   ".join(line))
 
 
 def main() -> int:

@@ -6,14 +6,15 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from benches.kernels import triton_attention
 from benches.kernels.bench_sparse_decode import SHAPES as ALL
 from benches.kernels.bench_sparse_decode import Bench
-from benches.kernels.harness import alternate, capture, measure, settle
+from benches.kernels.harness import Case, alternate, capture, measure, settle
 from tests.kernels.attention.paged import Kind, tokens
 from torch import Tensor
 
@@ -109,25 +110,22 @@ def right(each: int) -> None:
         raise SystemExit(f"{part}: {bad} cases are wrong")
 
 
-def timed(part: str, shape: str, B: int, peer: str) -> Iterator[None]:
-    """Rows of the harness for one case, beside one peer."""
-    case = bench().case(shape, B)
-    peers = [p for p in case.peers if peer in p.name]
-    for row in measure(replace(case, peers=peers, check=None)):
+def timed(part: str, case: Case) -> None:
+    """Rows of the harness for one case."""
+    for row in measure(replace(case, check=None)):
         say(part, **row)
-        yield
 
 
 def times() -> None:
     for B in BATCHES:
         for shape in SHAPES:
-            list(timed("times", shape, B, "FlashMLA"))
+            timed("times", bench().case(shape, B))
 
 
 def triton_beside() -> None:
     rest = [(shape, B) for B in BATCHES for shape in SHAPES if (shape, B) not in TRITON_FIRST]
     for shape, B in (*TRITON_FIRST, *rest):
-        list(timed("triton", shape, B, "triton"))
+        timed("triton", triton_attention.case(bench(), shape, B))
 
 
 def call(x: hopper.Inputs, out: Tensor, cut: hopper.Cut) -> Callable[[], None]:

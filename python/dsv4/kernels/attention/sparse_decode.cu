@@ -347,7 +347,7 @@ template <u32 BLOCKS> struct Consumer {
 
     DEVICE u32 head_row(u32 r) const { return thread / 32 * 16 + lane / 4 + 8 * r; }
 
-    DEVICE void begin(const Token& token) {
+    DEVICE void begin() {
         UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
         UNROLL for (u32 r = 0; r < 2; r++) {
             m[r] = minus_infinity();
@@ -355,24 +355,25 @@ template <u32 BLOCKS> struct Consumer {
         }
     }
 
-    // Q [64, 512 / BLOCKS] to shared memory, by both groups.
-    DEVICE void load_queries(const Token& token) {
-        constexpr u32 PIECES = 64 * L::TILES * 8 / 256;   // of 16 bytes, per thread
-        const u32 index = group * 128 + thread;
+    // Q [64, 512 / BLOCKS] of an item to shared memory, by both groups; the products of the item before have read theirs.
+    DEVICE void load_queries(i32 item) {
+        constexpr u32 PIECES = 64 * L::TILES * 8 / 256, BATCH = 8;   // of 16 bytes, per thread
         const u32 first_tile = BLOCKS == 1 ? 0 : cluster_rank() * L::TILES;
-        const u16* q = a.q + (token.t * a.groups * 64 + token.head) * 512;
-        Words x[PIECES];
-        UNROLL for (u32 i = 0; i < PIECES; i++) {
-            const u32 piece = index + 256 * i, head = piece / (8 * L::TILES), chunk = piece % (8 * L::TILES);
-            x[i] = load_words(q + head * 512 + first_tile * 64 + chunk * 8);
-        }
-        UNROLL for (u32 i = 0; i < PIECES; i++) {
-            const u32 piece = index + 256 * i, head = piece / (8 * L::TILES), chunk = piece % (8 * L::TILES);
-            const u32 tile = chunk / 8, at = tile * TILE + head * 128 + (((chunk % 8) ^ (head & 7)) << 4);
-            store_shared(base + L::Q + at, first_tile + tile < 7 ? paired(x[i]) : x[i]);
+        const u16* q = a.q + i64(item) * 64 * 512 + first_tile * 64;
+        UNROLL for (u32 from = 0; from < PIECES; from += BATCH) {
+            Words x[BATCH];
+            UNROLL for (u32 i = 0; i < BATCH; i++) {
+                const u32 piece = group * 128 + thread + 256 * (from + i);
+                x[i] = load_words(q + piece / (8 * L::TILES) * 512 + piece % (8 * L::TILES) * 8);
+            }
+            UNROLL for (u32 i = 0; i < BATCH; i++) {
+                const u32 piece = group * 128 + thread + 256 * (from + i);
+                const u32 head = piece / (8 * L::TILES), chunk = piece % (8 * L::TILES), tile = chunk / 8;
+                const u32 at = base + L::Q + tile * TILE + head * 128 + (((chunk % 8) ^ (head & 7)) << 4);
+                store_shared(at, first_tile + tile < 7 ? paired(x[i]) : x[i]);
+            }
         }
         fence_matrix_reads();
-        sync_named(QUERIES, 256);
     }
 
     // Channels in order -> 0 2 1 3 of every four, and back: the permutation is its own inverse.
@@ -512,10 +513,22 @@ template <u32 BLOCKS> struct Consumer {
         settled(s);
     }
 
+    // The values of the last unit; the queries of the next item, if there is one, come meanwhile.
+    DEVICE void end_token(u32 n, const u32 (&p)[16], i32 next) {
+        start_values(n, 0, p);
+        start_values(n, 1, p);
+        if (next >= 0) load_queries(next);
+        finish_products();
+        release(n, 0);
+        release(n, 1);
+        stage_count = n + 1;
+    }
+
     // All units of a token, by one block. The matrix units have the first half of a unit's values, the scores of the
     // next unit, and then, while those are weighed, the second half of the values. P is made after the products: ptxas
     // lets none run behind the program that fills registers which a later one reads.
-    DEVICE void units(const Token& token, bool last) {
+    DEVICE void units(const Token& token, i32 next) {
+        const bool last = next < 0;
         u32 p[16];
         float x[32], factor[2];
         u32 n = stage_count;
@@ -542,12 +555,7 @@ template <u32 BLOCKS> struct Consumer {
             release(n, 1);
             apply(x, factor, p);
         }
-        start_values(n, 0, p);
-        start_values(n, 1, p);
-        finish_products();
-        release(n, 0);
-        release(n, 1);
-        stage_count = n + 1;
+        end_token(n, p, next);
     }
 
     // Always true, which the compiler does not know: what the sums are made of is computed here, and not after a wait.
@@ -557,7 +565,8 @@ template <u32 BLOCKS> struct Consumer {
 
     // By two blocks: scores are two units ahead. While the matrix units have them and the values of the unit before, the
     // next unit is received, exchanged and weighed; a part travels for as long as it takes to weigh and to multiply.
-    DEVICE void units_of_two(const Token& token, bool last) {
+    DEVICE void units_of_two(const Token& token, i32 next) {
+        const bool last = next < 0;
         u32 p[16];
         float part[L::SCORES], x[32], factor[2];
         u32 n = stage_count;
@@ -610,12 +619,7 @@ template <u32 BLOCKS> struct Consumer {
             apply(x, factor, p);
             n++;
         }
-        start_values(n, 0, p);
-        start_values(n, 1, p);
-        finish_products();
-        release(n, 0);
-        release(n, 1);
-        stage_count = n + 1;
+        end_token(n, p, next);
     }
 
     DEVICE static void copy(const float (&from)[L::SCORES], float (&to)[L::SCORES]) {
@@ -660,15 +664,16 @@ template <u32 BLOCKS> struct Consumer {
 
     DEVICE void run() {
         const Work work = work_of<BLOCKS>(a);
+        if (work.first < work.end) load_queries(work.first);
         for (i32 item = work.first; item < work.end; item += work.step) {
             const Token token(a, item, position_of(a, item));
-            load_queries(token);
-            begin(token);
-            const bool last = item + work.step >= work.end;
+            const i32 next = item + work.step < work.end ? item + work.step : -1;
+            begin();
+            sync_named(QUERIES, 256);
             if constexpr (BLOCKS == 1) {
-                units(token, last);
+                units(token, next);
             } else {
-                units_of_two(token, last);
+                units_of_two(token, next);
             }
             store(token);
         }
