@@ -151,6 +151,7 @@ def test_drafts_leave_the_bits_of_one_token_at_a_time(right: int, device: torch.
 
 
 @SLOW
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy: the sink's weight is infinite where no key is seen
 def test_idle_rows_change_nothing(device: torch.device, seed: int) -> None:
     """A step of one token, alone and padded to three as a graph's: the same bits, in logits and in every pool."""
     found = []
