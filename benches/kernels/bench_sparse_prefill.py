@@ -1,15 +1,20 @@
-"""Sparse attention of a chunk of 8,192 tokens: blocks of neighbours, beside the decode kernel with a token a block."""
+"""Sparse attention of a chunk of 8,192 tokens by what serves it, beside this tree's other kernels.
+
+Where Triton serves: blocks of neighbours, beside its decode kernel with a token a block. Where CUDA C++ does: its one
+kernel, beside both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from benches.kernels.bench_sparse_decode import ROW, SCALE, pool_of, rows_of
 from benches.kernels.harness import Call, Case, Peer
 from torch import Tensor
 
-from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode
+from dsv4.kernels.attention.choice import CUDA, choice
+from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, checked, launch_triton, sparse_decode
 from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
 from dsv4.kernels.attention.split import Split, scratch_of
 
@@ -46,19 +51,30 @@ class Chunk:
             return torch.cat((keys, rows_of(self.rows.pool, torch.arange(count, device="cuda"), 2)))
         return keys
 
-    def prefill(self, q: Tensor, neighbours: int) -> Tensor:
-        return sparse_prefill(q, self.sink, self.window, self.slots, self.positions, self.rows, neighbours)
+    def neighbours(self, q: Tensor) -> Tensor:
+        """By Triton's kernel of many tokens."""
+        each = tokens_of(T, H, torch.cuda.get_device_properties(0).multi_processor_count)
+        return sparse_prefill(q, self.sink, self.window, self.slots, self.positions, self.rows, each)
 
-    def decode(self, q: Tensor) -> Tensor:
+    def a_token_a_block(self, q: Tensor) -> Tensor:
+        """By Triton's decode kernel."""
+        whole, out = Split(64, 1), torch.empty_like(q)
+        x = checked(q, self.sink, self.window, self.slots, self.positions, self.rows)
+        launch_triton(x, out, whole, scratch_of(whole, T, H, 1, q.device))
+        return out
+
+    def cuda(self, q: Tensor) -> Tensor:
+        """By the CUDA kernel, where that serves."""
         whole = Split(64, 1)
         scratch = scratch_of(whole, T, H, 1, q.device)
         return sparse_decode(q, self.sink, self.window, self.slots, self.positions, self.rows, whole, scratch)
 
-    def check(self, neighbours: int) -> None:
-        """Some tokens against float64, and all of them against the bits of decode."""
+    def check(self, serves: Callable[[Tensor], Tensor]) -> None:
+        """Some tokens against float64; all of them against the bits of Triton's decode, where Triton serves."""
         q = queries()
-        out = self.prefill(q, neighbours)
-        assert torch.equal(out, self.decode(q)), "prefill and decode give other bits"
+        out = serves(q)
+        if serves != self.cuda:
+            assert torch.equal(out, self.a_token_a_block(q)), "prefill and decode give other bits"
         for t in (0, 1, T // 2, T - 1):
             keys = self.keys(t).double()
             s = q[t].double() @ keys.T * SCALE
@@ -75,21 +91,25 @@ def queries() -> Tensor:
 
 def case(kind: str) -> Case:
     chunk = Chunk(kind)
-    neighbours = tokens_of(T, H, torch.cuda.get_device_properties(0).multi_processor_count)
+    ways = {
+        "CUDA": chunk.cuda,
+        "sparse_prefill, blocks of neighbours": chunk.neighbours,
+        "sparse_decode, a token a block": chunk.a_token_a_block,
+    }
+    if choice(chunk.window.device).name != CUDA:
+        del ways["CUDA"]
+    (_, serves), *others = ways.items()
     sets: list[Tensor] = []
 
-    def ours(i: int) -> Call:
-        return lambda: chunk.prefill(sets[i], neighbours)
-
-    def a_token_a_block(i: int) -> Call:
-        return lambda: chunk.decode(sets[i])
+    def calls(way: Callable[[Tensor], Tensor]) -> Callable[[int], Call]:
+        return lambda i: lambda: way(sets[i])
 
     keys = {"c4": 640 * T, "c128": 128 * T + int(((chunk.positions + 1) // 128).sum()), "window": 128 * T}[kind]
     rows = T + 127 + {"c4": (FIRST + T) // 4, "c128": (FIRST + T) // 128, "window": 0}[kind]
     case = Case(
-        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=ours, launches=1,
-        bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=lambda: chunk.check(neighbours),
-        peers=[Peer("sparse_decode, a token a block", "this tree", a_token_a_block)],
+        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=calls(serves), launches=1,
+        bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=lambda: chunk.check(serves),
+        peers=[Peer(f"Triton {name}", "this tree", calls(way)) for name, way in others],
     )  # fmt: skip
     sets.extend(queries() for _ in range(case.sets))
     return case

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dsv4.kernels.attention.choice import Choice
 
 REFERENCE = "reference"
 """The readable implementation of every op; all of it on a CPU."""
 
-TRITON = "triton"
-"""Every op of a step on a GPU, but for the index arithmetic of TORCH and for ON_HOST."""
+TRITON, CUDA = "triton", "cuda"
+"""Every op of a step on a GPU, but for the index arithmetic of TORCH, for ON_HOST, and for attention in CUDA C++."""
 
 
 class Op(NamedTuple):
-    """One op of a GPU step: file under `dsv4/kernels` -> the kernels that it launches from there."""
+    """One op of a GPU step: file under `dsv4/kernels`, .py unless it says -> the kernels launched from there."""
 
     name: str
     files: dict[str, tuple[str, ...]]
@@ -20,8 +23,13 @@ class Op(NamedTuple):
     @property
     def served_by(self) -> str:
         """Its kernels, with their files."""
-        return ", ".join(f"{' + '.join(kernels)} (kernels/{file}.py)" for file, kernels in self.files.items())
+        return ", ".join(
+            f"{' + '.join(kernels)} (kernels/{file if '.' in file else f'{file}.py'})"
+            for file, kernels in self.files.items()
+        )
 
+
+SPARSE_ATTENTION, MANY_TOKENS = "sparse attention", "sparse attention of many tokens"
 
 OPS: tuple[Op, ...] = (
     Op("mHC boundary, mHC head", {"mhc/post_project": ("post_project",), "mhc/mix_norm": ("mix_norm",)}),
@@ -36,11 +44,9 @@ OPS: tuple[Op, ...] = (
     Op("index queries", {"index/queries": ("_index_queries",)}),
     Op("index scores", {"index/logits": ("_index_scores",)}),
     Op("index top-k", {"index/topk": ("_select",)}),
-    Op(
-        "sparse attention",
-        {"attention/plan": ("_window_slots",), "attention/sparse_decode": ("_sparse_decode",)},
-    ),
-    Op("sparse attention of many tokens", {"attention/sparse_prefill": ("_sparse_prefill",)}),
+    Op("window slots", {"attention/plan": ("_window_slots",)}),
+    Op(SPARSE_ATTENTION, {"attention/sparse_decode": ("_sparse_decode",)}),
+    Op(MANY_TOKENS, {"attention/sparse_prefill": ("_sparse_prefill",)}),
     Op("router", {"moe/route": ("_logits", "_choose")}),
     Op(
         "routed experts, W4A8",
@@ -55,6 +61,9 @@ OPS: tuple[Op, ...] = (
 )
 """Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
 
+IN_CUDA = Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")})
+"""Serves attention, of few tokens and of many, where dsv4.kernels.attention.choice says so."""
+
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
     ("angles, compress plans", "index arithmetic over T or B numbers, once a step for all layers"),
@@ -68,14 +77,27 @@ TORCH: tuple[tuple[str, str], ...] = (
 ON_HOST = "sampling of a row with more than 4096 candidates"
 
 
+def _attention(device: str) -> Choice:
+    from dsv4.kernels.attention.choice import served_on  # noqa: PLC0415 - it brings torch
+
+    return served_on(device)
+
+
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise."""
-    return REFERENCE if device == "cpu" else TRITON
+    if device == "cpu":
+        return REFERENCE
+    attention = _attention(device).name
+    return TRITON if attention == TRITON else f"{TRITON}+{attention}"
 
 
 def told(device: str) -> tuple[tuple[str, str], ...]:
     """Every op and what serves it: rows for the report and the metrics."""
     if device == "cpu":
         return (("every op", f"{REFERENCE}, the readable CPU implementation"),)
-    torch = ((f"torch: {name}", why) for name, why in TORCH)
-    return (*((op.name, op.served_by) for op in OPS), *torch, ("on the host", ON_HOST))
+    attention, torch = _attention(device), tuple((f"torch: {name}", why) for name, why in TORCH)
+    serves = {op.name: op.served_by for op in OPS}
+    if attention.name == CUDA:
+        serves |= {SPARSE_ATTENTION: IN_CUDA.served_by, MANY_TOKENS: IN_CUDA.served_by}
+    serves[SPARSE_ATTENTION] += f": {attention.why}"
+    return (*serves.items(), *torch, ("on the host", ON_HOST))

@@ -33,15 +33,14 @@ from dsv4.kernels.attention.rows import (
 )
 from dsv4.kernels.attention.sparse_decode import (
     LOG2E,
+    SCALE,
     UNIT,
-    WINDOW,
-    WINDOW_PAGE,
     SelectedRows,
     VisibleRows,
     _put,
     _queries,
+    checked,
 )
-from dsv4.kernels.attention.split import DIM
 from dsv4.kernels.attention.unpack import rope_values
 from dsv4.kernels.contract import expect
 from dsv4.kernels.convert import to_bf16
@@ -276,26 +275,12 @@ def sparse_prefill(
     cost    584 bytes per key and token from L2, of which memory gives the rows of a request once; 4 KiB per token and
             head; 2,048 FLOP per key, head and token; one launch
     """
-    T, H, D = q.shape
-    expect(q.dtype is torch.bfloat16 and q.is_contiguous() and D == DIM and H % 64 == 0, f"q is {q.dtype} {q.shape}")
-    expect(sink.dtype is torch.float32 and sink.shape == (H,), f"sink is {sink.dtype} {tuple(sink.shape)}")
-    expect(window_slots.dtype is torch.int32 and window_slots.shape == (T, WINDOW), f"slots {window_slots.shape}")
-    expect(window_slots.is_contiguous() and positions.dtype is torch.int32 and positions.shape == (T,), "positions")
+    x = checked(q, sink, window_pool, window_slots, positions, rows)
     expect(tokens > 0, f"blocks of {tokens} tokens")
-    for pool in (window_pool, *rows[:1]) if rows else (window_pool,):
-        expect(pool.dtype is torch.uint8 and pool.stride(0) % 576 == 0 and pool.stride(1) == 1, f"pool {pool.stride()}")
-        expect(pool.data_ptr() % 16 == 0, "a pool starts at a multiple of 16 bytes")
+    T, H, _ = q.shape
     out = torch.empty_like(q)
     if not T:
         return out
-    kind, extra, page, most, token_rows, extra_pool = 0, window_slots, WINDOW_PAGE, 0, positions, window_pool
-    if isinstance(rows, SelectedRows):
-        kind, extra, page, most, extra_pool = 1, rows.slots, 64, rows.slots.shape[1], rows.pool
-        expect(extra.dtype is torch.int32 and extra.shape[0] == T and extra.stride(1) == 1, f"slots {extra.shape}")
-    elif isinstance(rows, VisibleRows):
-        kind, extra, page, extra_pool, token_rows = 2, rows.block_table, 2, rows.pool, rows.token_rows
-        most = 2 * extra.shape[1]
-        expect(extra.dtype is torch.int32 and extra.stride(1) == 1 and token_rows.shape == (T,), f"table {extra.shape}")
     _sparse_prefill[(triton.cdiv(T, tokens) * (H // 64),)](
         q,
         sink,
@@ -303,19 +288,19 @@ def sparse_prefill(
         window_pool.stride(0),
         window_slots,
         positions,
-        extra_pool.data_ptr() - window_pool.data_ptr(),
-        extra_pool.stride(0),
-        extra,
-        extra.stride(0),
-        token_rows,
+        x.extra_pool.data_ptr() - window_pool.data_ptr(),
+        x.extra_pool.stride(0),
+        x.extra,
+        x.extra.stride(0),
+        x.token_rows,
         out,
         T,
         tokens,
-        LOG2E.value * D**-0.5,
-        K=most,
-        RATIO=rows.ratio if rows else 1,
-        EXTRA=kind,
-        PAGE=page,
+        SCALE,
+        K=x.most,
+        RATIO=x.ratio,
+        EXTRA=x.kind,
+        PAGE=x.page,
         H=H,
         U=UNIT,
         BLACKWELL=q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 10,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dsv4.config.model import ModelConfig
+from dsv4.kernels.attention.choice import TRITON, choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode, units_of
 from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
 from dsv4.kernels.attention.split import scratch_of, split_of
@@ -99,10 +100,10 @@ class Attention:
         return fp8_linear(z, self.wo_b, self.workspace)
 
     def _attend(self, q: Tensor, rows: SelectedRows | VisibleRows | None, step: Step, pools: LayerCache) -> Tensor:
-        """The same bits from either kernel: a step that fills the device gives each block several tokens."""
+        """A token's bits do not depend on how many come with it: in Triton two kernels agree, CUDA has one for both."""
         T, positions = len(q), step.inputs.positions
         neighbours = tokens_of(T, self.num_heads, NUM_SMS)
-        if neighbours > 1:
+        if neighbours > 1 and choice(q.device).name == TRITON:
             return sparse_prefill(q, self.sink, pools.swa, step.window_slots, positions, rows, neighbours)
         most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
         split = split_of(T, self.num_heads, units_of(rows, most), NUM_SMS)
