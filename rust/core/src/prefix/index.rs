@@ -16,6 +16,10 @@ use super::trie::NodeId;
 /// Entries of a row, and their overflow: a line of memory.
 const ROW: usize = 7;
 
+/// No entry, and no half of a key that would be remembered. Not 0: memory that was never written is
+/// only there from its first use on, which costs more than the use.
+const NONE: u64 = u64::MAX;
+
 /// Nodes by key. Whoever asks says whether a node has it.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -28,7 +32,9 @@ impl Index {
     /// For as many nodes as there are blocks.
     pub(crate) fn new(num_blocks: usize) -> Self {
         let num_rows = (num_blocks / 3 + 1).next_power_of_two();
-        Self { rows: vec![[0; ROW + 1]; num_rows], overflow: BTreeMap::new(), len: 0 }
+        let mut row = [NONE; ROW + 1];
+        row[ROW] = 0;
+        Self { rows: vec![row; num_rows], overflow: BTreeMap::new(), len: 0 }
     }
 
     /// How many nodes there are.
@@ -39,7 +45,7 @@ impl Index {
     /// The node of this key.
     pub(crate) fn find(&self, key: Key, is_key: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         let row = &self.rows[self.row_of(key)];
-        let is_it = |&&entry: &&u64| entry != 0 && is_marked(entry, key) && is_key(node(entry));
+        let is_it = |&&entry: &&u64| entry != NONE && is_marked(entry, key) && is_key(node(entry));
         match row[..ROW].iter().find(is_it) {
             Some(&entry) => Some(node(entry)),
             None if row[ROW] > 0 => self.overflow.get(&key).copied(),
@@ -52,7 +58,7 @@ impl Index {
         self.len += 1;
         let at = self.row_of(key);
         let row = &mut self.rows[at];
-        if let Some(place) = row[..ROW].iter_mut().find(|place| **place == 0) {
+        if let Some(place) = row[..ROW].iter_mut().find(|place| **place == NONE) {
             *place = entry(key, id);
         } else {
             row[ROW] += 1;
@@ -65,7 +71,7 @@ impl Index {
         let at = self.row_of(key);
         let row = &mut self.rows[at];
         if let Some(place) = row[..ROW].iter_mut().find(|place| **place == entry(key, id)) {
-            *place = 0;
+            *place = NONE;
             self.len -= 1;
         } else if self.overflow.remove(&key).is_some() {
             row[ROW] -= 1;
@@ -78,9 +84,9 @@ impl Index {
     }
 }
 
-/// An entry: half of a half of the key, and the node; 0 is none.
+/// An entry: half of a half of the key, and the node.
 fn entry(key: Key, id: NodeId) -> u64 {
-    let id = u32::try_from(id + 1).expect("as many nodes as blocks at most");
+    let id = u32::try_from(id).expect("as many nodes as blocks at most");
     mark(key) | u64::from(id)
 }
 
@@ -94,7 +100,7 @@ fn is_marked(entry: u64, key: Key) -> bool {
 
 fn node(entry: u64) -> NodeId {
     let [a, b, c, d, ..] = entry.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d]) as usize - 1
+    u32::from_le_bytes([a, b, c, d]) as usize
 }
 
 /// Of so many rows, a power of two.
@@ -115,7 +121,7 @@ pub(crate) struct Evicted {
 impl Evicted {
     pub(crate) fn new(num_blocks: usize) -> Self {
         let num_rows = (num_blocks / 2 + 1).next_power_of_two();
-        Self { rows: vec![[0; 2 * KEPT]; num_rows] }
+        Self { rows: vec![[NONE; 2 * KEPT]; num_rows] }
     }
 
     pub(crate) fn contains(&self, key: Key) -> bool {
