@@ -1,7 +1,8 @@
-"""plan() + advance() per step through the binding: what the core costs a step with 1, 64 and 512 decoding requests.
+"""What the core costs through its binding: a step with 1, 64 and 512 decoding requests, and the start of a long prompt.
 
-Run alone: python benches/core.py. The timed part is what an engine does every step, with the model taken out: plan into
-lent memory, make the event from a list of tokens, advance, read the outcome's lists.
+Run alone: python benches/core.py. The timed part of a step is what an engine does every time, with the model taken out:
+plan into lent memory, make the event from a list of tokens, advance, read the outcome's lists. Of a start, it is submit
+and the plan that admits: keys of 32 blocks, look-up, whatever has to be evicted, a first step of 256 tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +94,52 @@ def decode_times_us(num_requests: int, *, recorded: bool = False) -> list[float]
     return [ns / 1000 for ns, _ in times]
 
 
+def admission_us(full_blocks: int, *, is_full: bool) -> float:
+    """Microseconds of submit and plan of 8,192 unseen tokens, in a pool that is empty or full of prefixes."""
+    checkpoints = full_blocks // 32 if is_full else 8
+    limits = Limits(
+        max_model_len=8448,
+        max_num_requests=2,
+        max_num_tokens=256,
+        max_queued_requests=4,
+        max_queued_tokens=65_536,
+        vocab_size=129_280,
+        prefix_cache=True,
+    )
+    sizes = PoolSizes(full_blocks=full_blocks, swa_blocks=200 + 2 * checkpoints, state_slots=2 + checkpoints)
+    core = Core(flash_geometry(), sizes, limits)
+    memory = lent(core)
+    rng = np.random.default_rng(full_blocks)
+    times = []
+    num_before = full_blocks // 32 + 20 if is_full else 20
+    for _ in range(num_before + 100):
+        prompt = rng.integers(0, 129_280, 8192, dtype=np.int32)
+        start = time.perf_counter_ns()
+        core.submit(prompt, max_tokens=1)
+        plan = core.plan(memory)
+        times.append((time.perf_counter_ns() - start) / 1000)
+        while plan is not None:
+            core.advance([StepDone(plan.step_id, [7] * plan.num_samples)])
+            plan = core.plan(memory)
+    if is_full and not core.stats()["num_evicted_blocks"]:
+        raise RuntimeError(f"nothing was evicted: {core.stats()}")
+    return statistics.median(times[num_before:])
+
+
+def submit_us(kind: Callable[[list[int]], Any]) -> float:
+    """Microseconds of submit alone, of 8,000 ids in a sequence of some kind."""
+    core = core_of(4)
+    rng = np.random.default_rng(1)
+    times = []
+    for _ in range(300):
+        prompt = kind(rng.integers(0, 129_280, 8000).tolist())
+        start = time.perf_counter_ns()
+        request = core.submit(prompt, max_tokens=1)
+        times.append((time.perf_counter_ns() - start) / 1000)
+        core.abort(request)
+    return statistics.median(times)
+
+
 def measure() -> list[tuple[str, str]]:
     """Rows of (name, value)."""
     rows = []
@@ -101,6 +151,18 @@ def measure() -> list[tuple[str, str]]:
         again = statistics.median(decode_times_us(num_requests, recorded=True))
         ratio = f"{again:.1f} us median, {again / statistics.median(times):.2f} of it without"
         rows.append((f"core: the same, recorded, {num_requests} decoding", ratio))
+    for full_blocks in (10_000, 100_000):
+        empty, full = (admission_us(full_blocks, is_full=is_full) for is_full in (False, True))
+        rows.append(
+            (f"core: admit 8K, {full_blocks:,} blocks", f"{empty:.1f} us empty, {full:.1f} us full of prefixes")
+        )
+    kinds: dict[str, Callable[[list[int]], Any]] = {
+        "list": list,
+        "tuple": tuple,
+        "int32 array": partial(np.array, dtype=np.int32),
+    }
+    times_of = ", ".join(f"{submit_us(kind):.1f} us {name}" for name, kind in kinds.items())
+    rows.append(("core: submit 8,000 ids", times_of))
     return rows
 
 
