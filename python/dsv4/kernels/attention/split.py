@@ -18,6 +18,10 @@ class Split:
     splits: int
 
 
+WHOLE = Split(64, 1)
+"""One block per token and 64 heads, which leaves nothing to fold; CUDA C++ takes no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class SplitScratch:
     """Where blocks that share a token leave their parts; one for all layers, as launches follow each other.
