@@ -130,13 +130,14 @@ class Steps:
             self.model.forward(there, self.caches, bounds)
 
 
-@pytest.fixture
-def forward(monkeypatch: pytest.MonkeyPatch) -> Watch:
+@pytest.fixture(scope="module")
+def forward() -> Watch:
     """Prompts, long and short, then decoding."""
-    watch, steps = Watch(monkeypatch), Steps()
-    steps.run(watch, ("a", prompt(300, 1)), ("b", prompt(5, 2)))
-    steps.run(watch, ("a", [3]), ("b", [4]), ("c", prompt(2100, 5)))
-    steps.run(watch, ("a", [3]), ("b", [4]))
+    with pytest.MonkeyPatch.context() as patched:
+        watch, steps = Watch(patched), Steps()
+        steps.run(watch, ("a", prompt(300, 1)), ("b", prompt(5, 2)))
+        steps.run(watch, ("a", [3]), ("b", [4]), ("c", prompt(2100, 5)))
+        steps.run(watch, ("a", [3]), ("b", [4]))
     return watch
 
 

@@ -55,7 +55,7 @@ class Seeing(Next):
         self.steps.append({name: array.clone() for name, array in arrays.items()})
         self.places.append(tuple(array.data_ptr() for array in arrays.values()))
         output = super().forward(inputs, caches, bounds)
-        idle = (inputs.positions < 0)[inputs.sample_tokens.long()]
+        idle = torch.arange(len(inputs.sample_tokens), device=self.device) >= inputs.query_starts[-1]
         return StepOutput(output.logits.masked_fill(idle[:, None], torch.nan), output.streams)
 
 
@@ -114,14 +114,16 @@ def test_nothing_is_captured_while_requests_are_served_and_arrays_do_not_move(de
 def test_idle_rows_are_told_as_such_whatever_the_step_before_left(device: torch.device) -> None:
     network = Seeing(device)
     said(network, steps=1, graphs=True)
-    padded = [step for step in network.steps if bool((step["positions"] < 0).any())]
+    padded = [step for step in network.steps if 0 < step["query_starts"][-1] < len(step["token_ids"])]
     assert padded
     for step in padded:
-        rows, used = len(step["token_ids"]), int((step["positions"] >= 0).sum())
+        rows, used = len(step["token_ids"]), int(step["query_starts"][-1])
         assert len(step["query_starts"]) == rows + 1
         assert step["query_starts"].tolist() == [*range(used + 1), *[used] * (rows - used)], "they have no tokens"
         idle = slice(used, None)
-        assert (step["positions"][idle] == -1).all()
+        for name in ("token_ids", "positions"):
+            assert (step[name][idle] == step[name][0]).all()
+        assert (step["token_rows"][idle] == 0).all()
         assert (step["swa_slots"][idle] == -1).all()
         assert (step["state_slots"][idle] == 0).all()
         for ratio in (4, 128):
@@ -129,6 +131,9 @@ def test_idle_rows_are_told_as_such_whatever_the_step_before_left(device: torch.
             closing = [t for t in range(used) if int(step["positions"][t]) % ratio == ratio - 1]
             assert tokens.tolist() == closing + [-1] * (rows - len(closing))
         assert (step["block_table_full"][:used, 0] > 0).all()
+    for step in network.steps[:2]:  # before any request
+        assert not step["block_table_full"][0].any()
+        assert not step["positions"].any()
 
 
 def test_the_smallest_shape_that_serves_is_taken() -> None:

@@ -3,9 +3,10 @@
     start    idle rows ──▶ memory ──▶ one run (compiles) ──▶ capture, for every shape
     step     B rows, and idle ones up to the shape's ──▶ memory ──▶ replay ──▶ the first B rows of its logits
 
-A graph reads the step's arrays where they always lie, so a step only has to be written there. A row is idle by its
-position, -1: such a token sees no key, stores no row, closes no group and belongs to no request, so nothing of a cache
-is read or written for it, poison included; its logits are nobody's.
+A graph reads the step's arrays where they always lie, so a step only has to be written there. An idle row is the first
+real token again, behind the last request: it reads what that token reads and goes to the same experts, so that no other
+row and no other weight is read for it. It stores no row, closes no group, keeps no state, and its logits are nobody's.
+At start, with no real token, idle rows read the poison block, and what they compute is NaN and nobody's, too.
 
 How long requests are decides how launches are cut, so a shape also has a length; a capture takes no shortcut that a
 longer request of the same shape could not take. Steps that bring prompts or drafts, or more requests than the largest

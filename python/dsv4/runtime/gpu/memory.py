@@ -18,9 +18,6 @@ from dsv4.runtime.batch import Layout, length_of
 from dsv4.runtime.step import ALIGN_BYTES
 
 IDLE = {
-    "token_ids": 0,
-    "positions": -1,
-    "token_rows": 0,
     "seq_lens": 0,
     "swa_first_block": 0,
     "swa_slots": -1,
@@ -34,7 +31,11 @@ IDLE = {
     "state_banks": 0,
     "bank_writes": -1,
 }
-"""What a row that pads a step holds. `query_starts` end with the real tokens; tables are not read from position -1."""
+"""What a row that pads a step holds: a request of no tokens, since `query_starts` end with the real ones; a token that
+stores nothing, closes nothing and is sampled for nobody."""
+
+FIRST = ("token_ids", "positions", "token_rows")
+"""Of the first real token, in each that pads the step: it reads what that one reads, and goes to the same experts."""
 
 
 class GpuNetwork(Protocol):
@@ -93,11 +94,16 @@ class StepMemory:
         """Writes idle rows behind those of a step of one token per request; before it is sent."""
         for name, value in IDLE.items():
             _view(self._host, self._fields[name])[length_of(name, plan) : self._padded(name, rows)] = value
+        for name in FIRST:
+            array = _view(self._host, self._fields[name])
+            array[plan.num_tokens : rows] = array[0] if plan.num_tokens else 0
         _view(self._host, self._fields["query_starts"])[plan.num_requests : rows + 1] = plan.num_tokens
 
     def idle(self, rows: int) -> None:
-        """Writes a step of idle rows alone."""
+        """Writes a step of idle rows alone, which read the poison block and nothing else."""
         self.pad(_Nobody, rows)
+        for name in ("block_table_full", "block_table_swa"):
+            _view(self._host, self._fields[name])[:1] = 0
 
     def bounds(self, plan: Plan) -> Bounds:
         """How far the requests of the step reach, from the host's copy."""
