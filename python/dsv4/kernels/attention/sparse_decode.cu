@@ -243,7 +243,7 @@ template <u32 TILES> struct Quarter {
 };
 
 template <u32 TILES> DEVICE void fetch(Quarter<TILES>& x, const Row& row, u32 k, u32 tile, u32 quarter) {
-    if (tile < 7) {
+    if (k + 1 < TILES || tile < 7) {
         x.codes[k] = row.exists ? load_words(row.data + tile * 64 + quarter * 16) : zeros();
     } else {
         const u8* at = row.data + CODES + quarter * 32;
@@ -260,7 +260,7 @@ template <u32 TILES> DEVICE void fetch_all(Quarter<TILES>& x, const Row& row, u3
 }
 
 template <u32 TILES> DEVICE void put(u32 at, const Quarter<TILES>& x, u32 k, u32 tile, Pair scales) {
-    if (tile < 7) {
+    if (k + 1 < TILES || tile < 7) {
         put_codes(at, x.codes[k], scale_of(scales, tile));
     } else {
         store_shared(at, x.codes[k]);
