@@ -46,8 +46,7 @@ SITES = {  # where torch computes in a step -> the row of TORCH that says why
     "model/gpu/index.py:select": "index slots of a long prompt",
     "runtime/gpu/runner.py:run": "forwarded tokens",
     "runtime/copies.py:copy_state": "state of checkpoints",
-    "runtime/gpu/runner.py:bounds": "the step's arrays, the sampler's parameters, tokens",
-    "runtime/gpu/runner.py:send": "the step's arrays, the sampler's parameters, tokens",
+    "runtime/gpu/memory.py": "the step's arrays, the sampler's parameters, tokens",
     "runtime/gpu/sample.py": "the step's arrays, the sampler's parameters, tokens",
     "kernels/sample/sample.py": "the step's arrays, the sampler's parameters, tokens",
 }

@@ -129,8 +129,8 @@ def views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[str, 
     return found
 
 
-def length_of(name: str, plan: Plan) -> int:
-    """How many leading entries of an array a step uses."""
+def length_of(name: str, plan: object) -> int:
+    """How many leading entries of an array a step uses. plan: its numbers."""
     scalar, _, more = _LENGTHS[name].partition(" + ")
     used: int = getattr(plan, scalar)
     return used + int(more or 0)

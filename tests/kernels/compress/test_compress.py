@@ -208,6 +208,24 @@ def test_padded_entries_do_nothing(device: torch.device) -> None:
     assert bool((pool == POISON).all())
 
 
+def test_requests_without_tokens_and_tokens_of_nobody_are_in_no_plan() -> None:
+    """As a captured step is padded: tokens at position -1, requests that begin and end behind the last real token."""
+
+    def ints(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    at = Requests(ints(127, -1, -1), ints(0, 0, 0), ints(0, 1, 1, 1), ints(2, 0, 0), ints(0, 1, 1))
+    frequencies = torch.rand(32)
+    c4_plan = plan_c4(at, ints(0, -1, -1), ints(9, 0, 0), frequencies)
+    assert c4_plan.entries[:, 0].tolist() == [0, -1, -1]
+    assert c4_plan.kept[:, :, 0].tolist() == [[0, *[-1] * 7], [-1] * 8, [-1] * 8]
+    c128_plan = plan_c128(at, ints(0, -1, -1), ints(9, 0, 0), frequencies)
+    assert c128_plan.closing[:, 0].tolist() == [0, -1, -1]
+    assert c128_plan.open[:, 0].tolist() == [-1, -1, -1], "127 closes its group"
+    before = Requests(ints(126, -1, -1), ints(0, 0, 0), ints(0, 1, 1, 1), ints(2, 0, 0), ints(0, 1, 1))
+    assert plan_c128(before, ints(-1), ints(0), frequencies).open[:, 0].tolist() == [0, -1, -1]
+
+
 def test_a_plan_names_every_row_once() -> None:
     device = torch.device("cpu")
     bench = Bench((512,), [2, 1], device)
