@@ -102,6 +102,7 @@ struct Token {
         const i32 unseen = i32(WINDOW) - 1 - position;
         first = unseen > 0 ? unseen / i32(KEYS) : 0;
         last = i32(WINDOW / KEYS) + (count + i32(KEYS) - 1) / i32(KEYS);
+        if (last == first) last++;  // position -1, a row that is idle: one unit without keys
     }
 
     // Keys low..high of a unit exist.
@@ -350,7 +351,7 @@ template <u32 BLOCKS> struct Consumer {
     DEVICE void begin() {
         UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
         UNROLL for (u32 r = 0; r < 2; r++) {
-            m[r] = minus_infinity();
+            m[r] = -1e30f;         // no score yet; below all, and finite, so that a token without keys gets zeros
             sum[r] = 0;
         }
     }
