@@ -97,6 +97,16 @@ def test_a_sink_takes_weight_and_gives_no_value(kernels: ctypes.CDLL, sink: floa
     assert_near(run(kernels, x), x.expected())
 
 
+@pytest.mark.parametrize("kind", ["window", "c4", "c128"])
+@pytest.mark.parametrize("each", EACH)
+def test_an_idle_row_reads_nothing_and_gets_zeros(kernels: ctypes.CDLL, kind: Kind, each: int) -> None:
+    x = tokens([300, 300, 200, 200], kind)
+    clean = run(kernels, x, each)
+    out = run(kernels, replace(x, positions=[-1, 300, -1, -1]), each)
+    assert not out[[0, 2, 3]].any()
+    assert same(out[1], clean[1])
+
+
 def test_weights_that_grow_from_unit_to_unit(kernels: ctypes.CDLL) -> None:
     """Every unit has a larger maximum than all before it, by far: what was summed so far is scaled away."""
     x = tokens([700], "c4")

@@ -18,8 +18,13 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, whi
 
 MUTANTS = [
     (1, "if (n > 0) sync_named(READ + group, 256);", "", "no barrier since the load"),
-    (1, "wait(base + L::EMPTY + 16 * stage + 8, (n / L::STAGES + 1) % 2);", "", "no barrier since|running product"),
-    (1, "        fence_matrix_reads();\n        sync_warp();", "        sync_warp();", "without a fence"),
+    (
+        1,
+        "wait(base + L::EMPTY + 16 * stage + 8 * half, (n / L::STAGES + 1) % 2);",
+        "",
+        "no barrier since|running product",
+    ),
+    (1, "fence_matrix_reads();\n                sync_warp();", "sync_warp();", "without a fence"),
     (1, "n / L::STAGES % 2);", "(n / L::STAGES + 1) % 2);", "nobody wrote it|no barrier since|standstill"),
     (1, "* TILE, TILE, 1024)", "* TILE, 16, 1024)", "wrong|running product"),
     (

@@ -102,6 +102,7 @@ struct Token {
         const i32 unseen = i32(WINDOW) - 1 - position;
         first = unseen > 0 ? unseen / i32(KEYS) : 0;
         last = i32(WINDOW / KEYS) + (count + i32(KEYS) - 1) / i32(KEYS);
+        if (last == first) last++;  // position -1, a row that is idle: one unit without keys
     }
 
     // Keys low..high of a unit exist.
@@ -243,7 +244,7 @@ template <u32 TILES> struct Quarter {
 };
 
 template <u32 TILES> DEVICE void fetch(Quarter<TILES>& x, const Row& row, u32 k, u32 tile, u32 quarter) {
-    if (tile < 7) {
+    if (k + 1 < TILES || tile < 7) {
         x.codes[k] = row.exists ? load_words(row.data + tile * 64 + quarter * 16) : zeros();
     } else {
         const u8* at = row.data + CODES + quarter * 32;
@@ -260,7 +261,7 @@ template <u32 TILES> DEVICE void fetch_all(Quarter<TILES>& x, const Row& row, u3
 }
 
 template <u32 TILES> DEVICE void put(u32 at, const Quarter<TILES>& x, u32 k, u32 tile, Pair scales) {
-    if (tile < 7) {
+    if (k + 1 < TILES || tile < 7) {
         put_codes(at, x.codes[k], scale_of(scales, tile));
     } else {
         store_shared(at, x.codes[k]);
@@ -276,9 +277,9 @@ template <u32 BLOCKS> DEVICE void to_l2(const Row& row, u32 first_tile, u32 quar
     if (BLOCKS == 1 && quarter == 1) prefetch(row.data + 512);
 }
 
-// The first half of a stage is unpacked while the second half is on its way. The second one is unpacked with nothing
-// on its way, because the fence at its end may wait for loads. Every row comes to L2 a stage before it is loaded, so that
-// memory is busy while the ring is full.
+// Half a stage at a time: unpack what has come, ask for the next half, and only then for what lies further ahead. A warp
+// has six scoreboards, so who waits for one of its loads waits for later ones too: nothing loaded is looked at between
+// the request of a half and its unpacking, and rows come to L2 a half before they are loaded to make that wait short.
 template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thread) {
     using L = Layout<BLOCKS>;
     const u32 warp = thread / 32, lane = thread % 32, quarter = lane % 4;
@@ -294,35 +295,25 @@ template <u32 BLOCKS> DEVICE void produce(const Arguments& a, u32 base, u32 thre
     Quarter<L::TILES> x;
     fetch_all(x, locate(a, walk.unit == 0 ? walk.entry_of(guess) : walk.entry()), first_tile, quarter);
     Entry soon = walk.advance(), later = walk.advance();   // half units after the one in x
-    to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
     for (u32 n = 0;; n++) {
         const u32 stage = n % L::STAGES, at = place + stage * L::STAGE;
-        const Row second = locate(a, soon);
-        soon = later;
-        to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
-        later = walk.advance();
-        MARK(2, n, 0);
-        wait(base + L::EMPTY + 16 * stage, (n / L::STAGES + 1) % 2);
-        MARK(2, n, 1);
-        const Pair scales = x.scales;
-        x.scales = scales_of(second);
-        UNROLL for (u32 k = 0; k < L::TILES; k++) {
-            put(at + k * TILE, x, k, first_tile + k, scales);
-            fetch(x, second, k, first_tile + k, quarter);
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            MARK(2, n, half * 2);
+            wait(base + L::EMPTY + 16 * stage + 8 * half, (n / L::STAGES + 1) % 2);
+            UNROLL for (u32 k = 0; k < L::TILES; k++) put(at + half * 4096 + k * TILE, x, k, first_tile + k, x.scales);
+            MARK(2, n, half * 2 + 1);
+            const Row next = locate(a, soon), ahead = locate(a, later);
+            if (half == 1) {
+                fence_matrix_reads();
+                sync_warp();
+                if (lane == 0) arrive(base + L::FULL + 8 * stage);
+                if (soon == END) return;
+            }
+            fetch_all(x, next, first_tile, quarter);
+            to_l2<BLOCKS>(ahead, first_tile, quarter);
+            soon = later;
+            later = walk.advance();
         }
-        const Entry next = soon;
-        soon = later;
-        to_l2<BLOCKS>(locate(a, soon), first_tile, quarter);
-        later = walk.advance();
-        wait(base + L::EMPTY + 16 * stage + 8, (n / L::STAGES + 1) % 2);
-        MARK(2, n, 2);
-        UNROLL for (u32 k = 0; k < L::TILES; k++) put(at + 4096 + k * TILE, x, k, first_tile + k, x.scales);
-        fence_matrix_reads();
-        sync_warp();
-        if (lane == 0) arrive(base + L::FULL + 8 * stage);
-        MARK(2, n, 3);
-        if (next == END) return;
-        fetch_all(x, locate(a, next), first_tile, quarter);
     }
 }
 
@@ -350,7 +341,7 @@ template <u32 BLOCKS> struct Consumer {
     DEVICE void begin() {
         UNROLL for (u32 j = 0; j < COLUMNS; j++) o[j] = 0;
         UNROLL for (u32 r = 0; r < 2; r++) {
-            m[r] = minus_infinity();
+            m[r] = -1e30f;         // no score yet; below all, and finite, so that a token without keys gets zeros
             sum[r] = 0;
         }
     }

@@ -336,7 +336,7 @@ def sparse_decode(
     sink          float32 [H]
     window_pool   uint8 [pages, page bytes]: 584-byte rows in pages of 64, page bytes a multiple of 576
     window_slots  int32 [T, 128]: entry j is the slot of position - 127 + j; read only where that is not negative
-    positions     int32 [T]
+    positions     int32 [T]; -1 is an idle row: it reads nothing and gets zeros
     rows          the layer's compressed rows; None in window layers
     split         see `split_of`; it and the scratch are the Triton kernel's alone
     scratch       `scratch_of` for at least T tokens and as many units as any of them has
