@@ -16,9 +16,16 @@ use crate::world::{Tally, World};
 const FIXED: u64 = 300;
 const FRESH: u64 = 60;
 
+/// What a seed decides: every other one has prefill and decode workers.
+pub fn setup_of(seed: u64) -> Setup {
+    let rng = &mut Rng::new(mix(seed, 0));
+    let setup = Setup::random(rng);
+    if seed % 2 == 0 { setup } else { setup.paired(rng) }
+}
+
 /// One seed, from its setup to its tally.
 pub fn simulate(seed: u64, audit_every: u64) -> Tally {
-    let setup = Setup { audit_every, ..Setup::random(&mut Rng::new(mix(seed, 0))) };
+    let setup = Setup { audit_every, ..setup_of(seed) };
     World::new(setup, seed, Plant::none()).run()
 }
 
@@ -114,8 +121,10 @@ impl Report {
             (&mut all.num_steps, tally.num_steps),
             (&mut all.num_tokens, tally.num_tokens),
             (&mut all.num_preemptions, tally.num_preemptions),
+            (&mut all.num_stalls, tally.num_stalls),
             (&mut all.num_hit_tokens, tally.num_hit_tokens),
             (&mut all.num_audits, tally.num_audits),
+            (&mut all.num_rooms, tally.num_rooms),
             (&mut all.virtual_us, tally.virtual_us),
         ] {
             *mine += theirs;
@@ -138,6 +147,8 @@ impl Report {
         line("tokens checked", all.num_tokens.to_string());
         line("tokens from the prefix cache", all.num_hit_tokens.to_string());
         line("preemptions", all.num_preemptions.to_string());
+        line("rooms written to", all.num_rooms.to_string());
+        line("stalls", all.num_stalls.to_string());
         line("audits", all.num_audits.to_string());
         for (name, count) in &all.ends {
             line(&format!("ended: {name}"), count.to_string());

@@ -3,7 +3,9 @@
 use dsv4_core::NewRequest;
 use dsv4_core::ids::RequestId;
 
+use crate::flow::Process;
 use crate::oracle::Oracle;
+use crate::rng::Rng;
 
 /// Why a job is over; each job that was accepted has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,7 @@ pub enum End {
     Cancelled,
     Overrun,
     StepFailed,
+    RoomFailed,
 }
 
 impl End {
@@ -29,6 +32,7 @@ impl End {
             Self::Cancelled => "cancelled",
             Self::Overrun => "overrun",
             Self::StepFailed => "step failed",
+            Self::RoomFailed => "room failed",
         }
     }
 }
@@ -68,6 +72,13 @@ pub struct Job {
     pub wants_stop: bool,
     pub accepted: bool,
     pub num_tries: usize,
+    /// The prefill worker of its attempt, and the request there once it arrived.
+    pub prefill: Option<(Process, Option<RequestId>)>,
+    /// Attempts with a prefill worker are numbered from here.
+    pub epoch: u32,
+    pub num_paired: u32,
+    /// Tokens that it had when its attempt began.
+    pub emitted_before: usize,
 }
 
 /// What a job is made of.
@@ -106,6 +117,10 @@ impl Job {
             wants_stop: false,
             accepted: false,
             num_tries: 0,
+            prefill: None,
+            epoch: 0,
+            num_paired: 0,
+            emitted_before: 0,
         }
     }
 
@@ -146,6 +161,19 @@ impl Job {
         }
         self.oracle.push(token);
         None
+    }
+
+    /// Drafts behind the tokens just `told`: mostly right, for a while.
+    pub fn guess(&self, told: &[i32], count: usize, rng: &mut Rng) -> Vec<i32> {
+        let mut oracle = self.oracle.clone();
+        told.iter().for_each(|&token| oracle.push(token));
+        (0..count)
+            .map(|_| {
+                let right = oracle.expected();
+                oracle.push(right);
+                if rng.once_in(4) { (right + 1) % 1000 } else { right }
+            })
+            .collect()
     }
 
     /// It is over: what it took is given up.

@@ -1,16 +1,18 @@
 //! Jobs: where they come from, where they go, how they leave.
 
-use dsv4_core::Event;
 use dsv4_core::error::Error;
+use dsv4_core::transfer::ids::RoomKey;
+use dsv4_core::{Event, NewRequest, Transfer};
 
 use crate::device;
 use crate::faults::Fault;
+use crate::flow::Process;
 use crate::job::{End, Job, Reading};
 use crate::model::mix;
 use crate::oracle::Oracle;
 use crate::plant::Bug;
 use crate::trace::Note;
-use crate::worker::{Held, Worker};
+use crate::worker::{Held, Part, Worker};
 use crate::world::{Happening, World};
 
 impl World {
@@ -54,26 +56,36 @@ impl World {
         if self.jobs[job].end.is_some() {
             return;
         }
+        if self.setup.is_paired() {
+            return self.route_pair(job);
+        }
         let load = |worker: &Worker| worker.held.len();
         let up = self.workers.iter().enumerate().filter_map(|(i, w)| Some((i, w.as_ref()?)));
         let Some((worker, _)) = up.min_by_key(|(_, worker)| load(worker)) else {
             return self.later(job);
         };
+        self.submit(job, worker, None);
+    }
+
+    /// Hands a job, or the decode half of one, to a worker.
+    pub(crate) fn submit(&mut self, job: usize, worker: usize, transfer: Option<Transfer>) {
         let asked = &self.jobs[job];
         let (tokens, most) = (asked.prompt.len() + asked.emitted.len(), asked.max_tokens);
         let tag = asked.tag;
         let has = self.workers[worker].as_mut().expect("up");
-        match asked.ask(|new| has.core.submit(new)) {
+        let key = transfer.as_ref().map(|t| RoomKey { room: t.room, epoch: t.epoch, peer: t.peer });
+        let part = if key.is_some() { Part::Decode } else { Part::Whole };
+        match asked.ask(|new| has.core.submit(NewRequest { transfer, ..new })) {
             Ok(id) => {
-                has.held.insert(id, Held { job, tag });
+                has.held.insert(id, Held { part, key, ..Held::whole(job, tag) });
                 self.note(Note::Submitted { job, worker, id, tokens, most });
                 self.jobs[job].place = Some((worker, id));
                 self.accepted(job);
                 self.called(worker);
                 self.pump(worker);
+                self.nudge(worker);
             }
-            Err(Error::QueueFull { .. }) => {
-                assert!(has.stat("num_waiting") > 0, "a full queue with nobody in it");
+            Err(Error::QueueFull { .. } | Error::RoomsFull { .. }) => {
                 self.note(Note::Refused { job, worker });
                 self.fired(Fault::QueueOverflow, worker);
                 if self.jobs[job].accepted {
@@ -154,6 +166,16 @@ impl World {
         assert!(!has.core.abort(id), "an abort is idempotent");
         has.held.remove(&id);
         self.called(worker);
+        self.nudge(worker);
+        self.withdraw_prefill(job);
+    }
+
+    /// What an abort or a submit leaves to be told to peers is told soon.
+    pub(crate) fn nudge(&mut self, worker: usize) {
+        if self.setup.is_paired() {
+            let Process { worker, incarnation } = self.here(worker);
+            self.agenda.after(0, Happening::Nudge { worker, incarnation });
+        }
     }
 
     pub(crate) fn cancel(&mut self, job: usize, fault: Fault) {
@@ -170,6 +192,7 @@ impl World {
                     () if says.contains("waits behind") => Fault::CancelQueued,
                     () if says.contains("prefilling") => Fault::CancelPrefilling,
                     () if says.contains("decoding") => Fault::CancelDecoding,
+                    () if self.setup.is_paired() => Fault::CancelInRoom,
                     () => panic!("{says}"),
                 };
             }
@@ -184,6 +207,10 @@ impl World {
 
     pub(crate) fn stop_string(&mut self, job: usize) {
         let Some((worker, id)) = self.jobs[job].place else { return };
+        let says = self.workers[worker].as_mut().expect("up").core.explain(id);
+        if says.contains("room") {
+            return; // its prompt is elsewhere: there is no text yet
+        }
         self.fired(Fault::StopString, job);
         self.jobs[job].wants_stop = true;
         let has = self.workers[worker].as_mut().expect("up");

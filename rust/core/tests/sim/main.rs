@@ -20,21 +20,27 @@
 mod agenda;
 mod arrays;
 mod campaign;
+mod cargo;
 mod clients;
+mod desk;
 mod device;
 mod faults;
+mod flow;
 mod job;
 mod jobs;
 mod mischief;
 mod model;
 mod oracle;
 mod overload;
+mod peers;
 mod plant;
 mod planted;
 mod rng;
+mod router;
 mod setup;
 mod steps;
 mod trace;
+mod transport;
 mod worker;
 mod world;
 

@@ -7,6 +7,8 @@ use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::{Event, NewRequest};
 
 use crate::faults::Fault;
+use crate::flow::Process;
+use crate::worker::Part;
 use crate::world::{Happening, World};
 
 impl World {
@@ -45,7 +47,7 @@ impl World {
             Fault::Shutdown => return self.shutdown(worker),
             Fault::CancelUnknown => assert!(!has.core.abort(RequestId(u64::MAX))),
             Fault::ClockBack => {
-                has.core.advance(&[Event::Tick(0), Event::Tick(now_us)]).expect("ticks");
+                self.tell(worker, &[Event::Tick(0), Event::Tick(now_us)]);
             }
             Fault::ShortMemory => {
                 let words = has.num_words() - 1;
@@ -130,8 +132,11 @@ impl World {
     fn go_down(&mut self, worker: usize, fault: Fault) {
         let Some(gone) = self.workers[worker].take() else { return };
         self.fired(fault, worker);
-        for held in gone.held.values() {
+        for held in gone.held.values().filter(|held| held.part != Part::Prefill) {
             self.later(held.job);
+        }
+        if self.setup.is_paired() {
+            self.spread_death(Process { worker, incarnation: gone.incarnation });
         }
         let delay = self.rng.micros(1_000, 3_000_000);
         self.agenda.after(delay, Happening::Up { worker });

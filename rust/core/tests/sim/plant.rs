@@ -26,6 +26,8 @@ pub enum Bug {
     SkippedSave,
     WindowOffByOne,
     WrongPosition,
+    WrongTokenSource,
+    WrongBank,
     EarlyReuse,
     LostToken,
     RepeatedToken,
@@ -37,7 +39,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::WrongFullBlock,
         Self::WrongWindowBlock,
         Self::PoisonBlock,
@@ -52,6 +54,8 @@ impl Bug {
         Self::SkippedSave,
         Self::WindowOffByOne,
         Self::WrongPosition,
+        Self::WrongTokenSource,
+        Self::WrongBank,
         Self::EarlyReuse,
         Self::LostToken,
         Self::RepeatedToken,
@@ -132,6 +136,15 @@ impl Plant {
             }
             Bug::WrongPosition => {
                 let word = start("positions") + self.rng.below(tokens);
+                (memory[word] > 0).then(|| (word, memory[word] - 1))
+            }
+            Bug::WrongTokenSource => {
+                let sources = start("token_sources")..start("token_sources") + tokens;
+                let forwarded = memory[sources.clone()].iter().position(|&source| source > 0);
+                forwarded.map(|token| (sources.start + token, 0))
+            }
+            Bug::WrongBank if plan.num_c128 > 0 && offsets.of("state_banks").1 > 0 => {
+                let word = start("state_banks") + row;
                 (memory[word] > 0).then(|| (word, memory[word] - 1))
             }
             _ => None,

@@ -7,19 +7,34 @@
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::limits::Limits;
+use dsv4_core::transfer::proof::Transport;
+use dsv4_core::transfer::timing::Timing;
+use dsv4_core::{RoomSettings, Side};
 
+use crate::desk::Way;
 use crate::faults::Fault;
 use crate::rng::Rng;
 
 /// Chances are given in this many parts.
 pub const PARTS: usize = 10_000;
 
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Whole,
+    Prefill,
+    Decode,
+}
+
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub geometry: Geometry,
     pub sizes: PoolSizes,
     pub limits: Limits,
-    pub num_workers: usize,
+    /// One worker each: all whole, or prefill and decode workers.
+    pub roles: Vec<Role>,
+    /// How prefill and decode workers reach each other.
+    pub way: Way,
     pub num_jobs: usize,
     pub outgrows: bool,
     /// Requests are of one kind from the first to the last, so that loads can be compared.
@@ -71,6 +86,10 @@ impl Setup {
             7 | 8 => (small_geometry(32, 128, 16), rng.between(20, 80)),
             _ => (real_geometry(), rng.between(10, 40)),
         };
+        let max_draft_tokens = if rng.once_in(3) { rng.pick(&[1, 2, 3, 5, 15]) } else { 0 };
+        let room = if max_draft_tokens > 0 { max_draft_tokens.max(rng.between(1, 15)) } else { 0 };
+        let drafts = DraftRoom { tokens: room, hc_mult: 4, hidden: 64 };
+        let geometry = Geometry { drafts, ..geometry };
         let block = geometry.block_tokens;
         let is_roomy = rng.once_in(3);
         // Outputs far beyond what admission promises: requests outgrow the pools.
@@ -89,7 +108,7 @@ impl Setup {
             aging_steps: rng.pick(&[1, 4, 50, 256]),
             prefix_cache: !rng.once_in(3),
             checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
-            max_draft_tokens: 0,
+            max_draft_tokens,
         };
         let longest = geometry.full_blocks(max_model_len);
         let extra = if is_roomy { rng.between(8, 60) } else { rng.between(0, 8) };
@@ -105,7 +124,8 @@ impl Setup {
             geometry,
             sizes,
             limits,
-            num_workers: rng.pick(&[1, 1, 2, 3]),
+            roles: vec![Role::Whole; rng.pick(&[1, 1, 2, 3])],
+            way: Way(Transport::InProcess),
             num_jobs,
             outgrows,
             is_steady: false,
@@ -117,6 +137,37 @@ impl Setup {
             audit_every: 1,
             chances: chances(rng),
         }
+    }
+
+    /// The same with prefill and decode workers, and time for leases to run out.
+    pub fn paired(mut self, rng: &mut Rng) -> Self {
+        let (prefill, decode) = match rng.below(4) {
+            0 => (1, 1),
+            1 => (rng.between(1, 8), rng.between(1, 8)),
+            _ => (rng.between(1, 3), rng.between(1, 3)),
+        };
+        let prefill = std::iter::repeat_n(Role::Prefill, prefill);
+        self.roles = prefill.chain(std::iter::repeat_n(Role::Decode, decode)).collect();
+        self.way = Way::random(rng);
+        self.num_jobs = self.num_jobs.min(100);
+        self.sizes.state_slots += 2;
+        self
+    }
+
+    /// What a worker's rooms are told.
+    pub fn room_settings(&self, role: Role, rng: &mut Rng) -> RoomSettings {
+        RoomSettings {
+            side: if role == Role::Prefill { Side::Prefill } else { Side::Decode },
+            transport: self.way.0,
+            timing: Timing::default(),
+            max_rooms: rng.pick(&[16, 4096, 4096]),
+            max_bytes_in_flight: rng.pick(&[1, 1 << 16, 1 << 40]),
+            deadline_ms: rng.pick(&[5_000, 60_000, 300_000]),
+        }
+    }
+
+    pub fn is_paired(&self) -> bool {
+        self.roles[0] != Role::Whole
     }
 
     /// The same with nothing going wrong but what clients do.
@@ -139,12 +190,13 @@ impl Setup {
             max_num_tokens: 64,
             max_queued_requests: 64,
             max_queued_tokens: 4096,
+            max_draft_tokens: 0,
             ..self.limits
         };
         Self {
             gap_us,
             num_jobs,
-            num_workers: 1,
+            roles: vec![Role::Whole],
             burst: 1,
             audit_every: 997,
             step_us: 5_000,

@@ -9,27 +9,32 @@
 //! ```
 //! Panics as soon as a promise is broken; the trace tells what led to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dsv4_core::Event;
 use dsv4_core::ids::StepId;
+use dsv4_core::transfer::ids::{Epoch, Room};
+use dsv4_core::transfer::proof::Evidence;
+use dsv4_core::{Check, Event};
 
 use crate::agenda::Agenda;
 use crate::clients::Clients;
 use crate::faults::{Exposure, Fault};
+use crate::flow::Process;
 use crate::job::Job;
 use crate::model::mix;
+use crate::peers::{Letter, TICK_US};
 use crate::plant::Plant;
 use crate::rng::Rng;
-use crate::setup::{PARTS, Setup};
+use crate::setup::{PARTS, Role, Setup};
 use crate::trace::{Note, Trace};
+use crate::transport::Flows;
 use crate::worker::Worker;
 
 /// More than any run needs; a run that goes on goes round in circles.
-const MOST_HAPPENINGS: u64 = 3_000_000;
+const MOST_HAPPENINGS: u64 = 1_000_000;
 
 /// What happens at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Happening {
     Arrive,
     Again { job: usize },
@@ -40,6 +45,21 @@ pub enum Happening {
     Mischief,
     Crash,
     Up { worker: usize },
+    /// Something may have to be told that no event told.
+    Nudge { worker: usize, incarnation: u32 },
+    Tick { worker: usize, incarnation: u32 },
+    Letter(Box<Letter>),
+    SubmitPrefill { job: usize, prefill: Process, decode: Process, room: Room, epoch: u32 },
+    Deadline { job: usize, epoch: u32 },
+    PartLeaves { flow: u64, part: usize },
+    PartLands { flow: u64, part: usize },
+    FlowFails { flow: u64 },
+    TicketEnds { flow: u64, landed: bool },
+    Check { worker: usize, incarnation: u32, check: Check },
+    Gone { to: Process, gone: Process, evidence: Option<Evidence> },
+    CutOff { at: Process, from: Process },
+    Reconnect { at: Process, from: Process },
+    CutLink,
 }
 
 /// What a run came to.
@@ -53,8 +73,12 @@ pub struct Tally {
     /// Tokens of jobs that came to their proper end.
     pub num_useful_tokens: u64,
     pub num_preemptions: u64,
+    /// How often nothing could move and the core made room by itself.
+    pub num_stalls: u64,
     pub num_hit_tokens: u64,
     pub num_audits: u64,
+    /// Rooms for which anything was written.
+    pub num_rooms: u64,
     /// How often the planted bug struck.
     pub num_struck: usize,
     pub virtual_us: u64,
@@ -73,7 +97,22 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) num_open: usize,
     num_calls: u64,
-    next_incarnation: u32,
+    /// The worker of each incarnation, in order from 1.
+    pub(crate) started: Vec<usize>,
+    pub(crate) flows: Flows,
+    /// Until when messages between two workers are lost.
+    pub(crate) links_down: BTreeMap<(usize, usize), u64>,
+    /// Peers that are cut off: who cut, and whom.
+    pub(crate) fences: BTreeSet<(Process, Process)>,
+    pub(crate) num_fences: BTreeMap<(Process, Process), u32>,
+    /// Until when a worker does nothing.
+    pub(crate) stopped: BTreeMap<usize, u64>,
+    /// Rooms of which a bit was flipped on the way.
+    pub(crate) tampered: BTreeSet<(Room, Epoch)>,
+    /// Digests of all that was posted for a room.
+    pub(crate) sent: BTreeMap<(Room, Epoch), u64>,
+    /// From when on nothing new goes wrong.
+    pub(crate) heals_us: u64,
     pub(crate) clock_skew_us: u64,
 }
 
@@ -91,13 +130,21 @@ impl World {
             trace: Trace::new(seed),
             num_open: 0,
             num_calls: 0,
-            next_incarnation: 0,
+            started: vec![],
+            flows: Flows::default(),
+            links_down: BTreeMap::new(),
+            fences: BTreeSet::new(),
+            num_fences: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            tampered: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            heals_us: 0,
             clock_skew_us: 0,
             rng,
             setup,
         };
-        for _ in 0..world.setup.num_workers {
-            let worker = world.fresh_worker();
+        for index in 0..world.setup.roles.len() {
+            let worker = world.fresh_worker(index);
             world.workers.push(Some(worker));
         }
         world
@@ -107,22 +154,32 @@ impl World {
     pub fn run(mut self) -> Tally {
         self.agenda.after(0, Happening::Arrive);
         self.agenda.after(self.setup.step_us, Happening::Mischief);
+        if self.setup.is_paired() {
+            self.agenda.after(1, Happening::CutLink);
+        }
         if self.setup.chance(Fault::Crash) > 0 {
             self.agenda.after(self.setup.step_us * 50, Happening::Crash);
         }
         let mut num_happenings = 0;
         while let Some(happening) = self.agenda.next() {
             num_happenings += 1;
-            assert!(num_happenings < MOST_HAPPENINGS, "{} jobs never end", self.num_open);
+            if num_happenings > MOST_HAPPENINGS {
+                let says = self.explain_open();
+                panic!("{} jobs never end: {says}", self.num_open);
+            }
             self.happen(happening);
         }
         self.check_rest();
+        self.tally.num_rooms = self.sent.len() as u64;
         self.tally.virtual_us = self.agenda.now_us();
         self.tally.num_struck = self.plant.num_struck;
         self.tally
     }
 
     fn happen(&mut self, happening: Happening) {
+        if let Some(delay) = self.stops(&happening) {
+            return self.agenda.after(delay, happening);
+        }
         match happening {
             Happening::Arrive => self.arrive(),
             Happening::Again { job } => self.route(job),
@@ -134,17 +191,86 @@ impl World {
             Happening::Crash => self.crash(),
             Happening::Up { worker } => {
                 self.fired(Fault::Restart, worker);
-                self.workers[worker] = Some(self.fresh_worker());
+                self.workers[worker] = Some(self.fresh_worker(worker));
             }
+            paired => self.happen_between(paired),
         }
     }
 
-    fn fresh_worker(&mut self) -> Worker {
-        self.next_incarnation += 1;
+    /// How long what a stopped process would do has to wait.
+    fn stops(&self, happening: &Happening) -> Option<u64> {
+        let worker = match happening {
+            Happening::Done { worker, .. }
+            | Happening::Nudge { worker, .. }
+            | Happening::Tick { worker, .. }
+            | Happening::Check { worker, .. } => *worker,
+            Happening::Letter(letter) => letter.to.worker,
+            _ => return None,
+        };
+        let until = *self.stopped.get(&worker)?;
+        let now_us = self.agenda.now_us();
+        (until > now_us).then(|| until - now_us)
+    }
+
+    /// What the core says of jobs that are open.
+    fn explain_open(&mut self) -> String {
+        let mut says = vec![];
+        for (number, job) in self.jobs.iter().enumerate().filter(|(_, job)| job.is_open()) {
+            let said = job.place.map(|(worker, id)| {
+                let has = self.workers[worker].as_mut().expect("up");
+                format!("worker {worker}: {}", has.core.explain(id))
+            });
+            says.push(format!("job {number}: {}", said.unwrap_or("nowhere".into())));
+        }
+        says.truncate(10);
+        says.join("\n")
+    }
+
+    /// What happens between prefill and decode workers.
+    fn happen_between(&mut self, happening: Happening) {
+        match happening {
+            Happening::Nudge { worker, incarnation } => {
+                if self.process(Process { worker, incarnation }).is_some() {
+                    self.tell(worker, &[]);
+                }
+            }
+            Happening::Tick { worker, incarnation } => self.tick(worker, incarnation),
+            Happening::Letter(letter) => self.receive_letter(&letter),
+            Happening::SubmitPrefill { job, prefill, decode, room, epoch } => {
+                self.submit_prefill(job, (prefill, decode), (room, epoch));
+            }
+            Happening::Deadline { job, epoch } => self.deadline(job, epoch),
+            Happening::PartLeaves { flow, part } => self.part_leaves(flow, part),
+            Happening::PartLands { flow, part } => self.part_lands(flow, part),
+            Happening::FlowFails { flow } => self.fail_flow(flow),
+            Happening::TicketEnds { flow, landed } => self.ticket_ends(flow, landed),
+            Happening::Check { worker, incarnation, check } => {
+                self.check(worker, incarnation, check);
+            }
+            Happening::Gone { to, gone, evidence } => self.learn_death(to, gone, evidence),
+            Happening::CutOff { at, from } => self.cut_off(at, from),
+            Happening::Reconnect { at, from } => self.reconnect(at, from),
+            Happening::CutLink => self.cut_link(),
+            other => panic!("{other:?} concerns one worker"),
+        }
+    }
+
+    fn fresh_worker(&mut self, index: usize) -> Worker {
+        self.started.push(index);
+        let incarnation = u32::try_from(self.started.len()).expect("few starts");
         let seed = self.rng.next();
-        let mut worker = Worker::new(&self.setup, self.next_incarnation, seed);
+        let mut worker = Worker::new(&self.setup, self.setup.roles[index], incarnation, seed);
         let tick = Event::Tick(self.setup.origin_us);
         worker.core.advance(&[tick]).expect("a tick");
+        if worker.role != Role::Whole {
+            if self.strikes(Fault::Skew) {
+                self.fired(Fault::Skew, index);
+                worker.clock_rate = self.rng.micros(900, 1_100);
+            }
+            let settings = self.setup.room_settings(worker.role, &mut self.rng);
+            worker.core.open_rooms(&settings).expect("once");
+            self.agenda.after(TICK_US, Happening::Tick { worker: index, incarnation });
+        }
         worker
     }
 
@@ -187,8 +313,12 @@ impl World {
     fn check_rest(&mut self) {
         let open = self.jobs.iter().filter(|job| job.is_open()).count();
         assert_eq!((open, self.num_open), (0, 0), "jobs are lost: nothing more will happen");
+        if self.setup.is_paired() {
+            self.trace.say(format!("{:?}, healed at {} us", self.setup.way, self.heals_us));
+        }
         for worker in self.workers.iter_mut().flatten() {
             worker.check_at_rest();
+            self.tally.num_stalls += worker.stat("num_stalls");
             self.tally.num_preemptions += worker.stat("num_preemptions");
             self.tally.num_hit_tokens += worker.stat("prefix_hit_tokens");
         }
