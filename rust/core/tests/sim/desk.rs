@@ -20,7 +20,12 @@ pub struct Desk {
     pub offers: BTreeMap<RoomKey, Offer>,
     /// What was sampled behind each prompt, on the side that computes them.
     pub first_tokens: BTreeMap<RoomKey, i32>,
+    /// How often each peer said, since its way in was cut last, that it cannot prove to be done.
+    pub num_undrained: BTreeMap<Incarnation, usize>,
 }
+
+/// A peer that says so more often is cut off: it may never come to prove it.
+pub const PATIENCE: usize = 20;
 
 /// What the aux row of a room carries, so that it can be told from another's.
 pub fn tag_of(key: RoomKey, writer: Incarnation) -> u64 {

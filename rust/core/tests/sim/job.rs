@@ -165,6 +165,9 @@ impl Job {
 
     /// Drafts behind the tokens just `told`: mostly right, for a while.
     pub fn guess(&self, told: &[i32], count: usize, rng: &mut Rng) -> Vec<i32> {
+        if !self.is_open() {
+            return vec![];
+        }
         let mut oracle = self.oracle.clone();
         told.iter().for_each(|&token| oracle.push(token));
         (0..count)

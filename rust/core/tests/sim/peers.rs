@@ -7,7 +7,7 @@ use dsv4_core::transfer::receiving::{Inspection, Tag};
 use dsv4_core::{Check, Errands, Event, Posting, Reset};
 
 use crate::cargo::AuxRow;
-use crate::desk::tag_of;
+use crate::desk::{PATIENCE, tag_of};
 use crate::faults::Fault;
 use crate::flow::Process;
 use crate::model::State;
@@ -131,6 +131,9 @@ impl World {
     pub(crate) fn receive_letter(&mut self, letter: &Letter) {
         if self.process(letter.to).is_none() {
             return self.fired(Fault::LetterToGone, letter.to.worker);
+        }
+        if let Message::About { word: Word::AbortAck { drained: false }, .. } = letter.message {
+            self.may_cut_off(letter.to, letter.from);
         }
         let from = PeerRank { incarnation: Self::incarnation_of(letter.from), rank: 0 };
         self.tell(letter.to.worker, &[Event::Peer { from, message: &letter.message }]);
@@ -271,6 +274,17 @@ impl World {
             Some(Process { worker, incarnation: found.incarnation })
         };
         Some((find(Role::Decode)?, find(Role::Prefill)?))
+    }
+
+    /// A peer cannot prove that it is done, again: in the end it is cut off.
+    fn may_cut_off(&mut self, at: Process, from: Process) {
+        let desk = &mut self.workers[at.worker].as_mut().expect("up").desk;
+        let count = desk.num_undrained.entry(Self::incarnation_of(from)).or_default();
+        *count += 1;
+        if *count > PATIENCE {
+            *count = 0;
+            self.cut_off(at, from);
+        }
     }
 
     /// A decode worker cuts off a prefill worker that lives, which connects anew some time later.
