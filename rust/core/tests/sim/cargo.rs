@@ -32,7 +32,7 @@ impl Spot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cargo {
     Rows(Vec<u64>),
-    State(State),
+    State(Box<State>),
     Aux(AuxRow),
 }
 
@@ -62,7 +62,7 @@ impl Device {
                 Cargo::Rows([&self.c4[c4], &self.c128[c128]].concat())
             }
             Spot::Swa(block) => Cargo::Rows(self.swa[self.swa_part(block, part)].to_vec()),
-            Spot::State(slot) => Cargo::State(self.states[slot]),
+            Spot::State(place) => Cargo::State(Box::new(self.states[place])),
             Spot::Aux(row) => Cargo::Aux(self.aux[row]),
         }
     }
@@ -80,7 +80,7 @@ impl Device {
                 let part = self.swa_part(block, part);
                 self.swa[part].copy_from_slice(rows);
             }
-            (Spot::State(slot), Cargo::State(state)) => self.states[slot] = *state,
+            (Spot::State(place), Cargo::State(state)) => self.states[place] = **state,
             (Spot::Aux(row), Cargo::Aux(aux)) => self.aux[row] = *aux,
             _ => panic!("{spot:?} cannot hold {cargo:?}"),
         }

@@ -39,7 +39,8 @@ pub fn items_of(copies: &Copies) -> Vec<(Spot, Spot)> {
     let mut add = |make: fn(usize) -> Spot, runs: &[Run]| {
         for run in runs {
             for step in 0..run.count {
-                let [source, target] = [run.source, run.target].map(|first| (first + step) as usize);
+                let [source, target] =
+                    [run.source, run.target].map(|first| (first + step) as usize);
                 items.push((make(source), make(target)));
             }
         }

@@ -78,7 +78,18 @@ impl Flow {
             })
             .collect();
         let num_left = parts.len();
-        Self { from, to, ticket, key, digest, parts, num_left, has_failed: false, is_told: false, is_cut: false }
+        Self {
+            from,
+            to,
+            ticket,
+            key,
+            digest,
+            parts,
+            num_left,
+            has_failed: false,
+            is_told: false,
+            is_cut: false,
+        }
     }
 
     /// Can nothing of it land any more, and has nobody to be told?

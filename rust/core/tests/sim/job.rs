@@ -169,7 +169,9 @@ impl Job {
             return vec![];
         }
         let mut oracle = self.oracle.clone();
-        told.iter().for_each(|&token| oracle.push(token));
+        for &token in told {
+            oracle.push(token);
+        }
         (0..count)
             .map(|_| {
                 let right = oracle.expected();

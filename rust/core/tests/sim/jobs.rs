@@ -7,13 +7,14 @@ use dsv4_core::{Event, NewRequest, Transfer};
 use crate::device;
 use crate::faults::Fault;
 use crate::flow::Process;
+use crate::happening::Happening;
 use crate::job::{End, Job, Reading};
 use crate::model::mix;
 use crate::oracle::Oracle;
 use crate::plant::Bug;
 use crate::trace::Note;
 use crate::worker::{Held, Part, Worker};
-use crate::world::{Happening, World};
+use crate::world::World;
 
 impl World {
     pub(crate) fn arrive(&mut self) {
@@ -145,6 +146,7 @@ impl World {
         assert!(ended.end.replace(end).is_none(), "job {job} ends twice");
         ended.place = None;
         self.num_open -= 1;
+        self.heals_us = self.heals_us.max(self.agenda.now_us());
         *self.tally.ends.entry(end.name()).or_default() += 1;
         if matches!(end, End::Stop | End::Length) {
             self.tally.num_useful_tokens += ended.emitted.len() as u64;
@@ -222,9 +224,9 @@ impl World {
     }
 
     pub(crate) fn read(&mut self, job: usize) {
-        self.jobs[job].unread = 0;
+        let is_idle = std::mem::take(&mut self.jobs[job].unread) == 0;
         if let (true, Reading::Every(gap)) = (self.jobs[job].is_open(), self.jobs[job].reading) {
-            self.agenda.after(gap, Happening::Read { job });
+            self.agenda.after(if is_idle { 20 * gap } else { gap }, Happening::Read { job });
         }
     }
 }

@@ -8,8 +8,9 @@ use dsv4_core::{Event, NewRequest};
 
 use crate::faults::Fault;
 use crate::flow::Process;
+use crate::happening::Happening;
 use crate::worker::Part;
-use crate::world::{Happening, World};
+use crate::world::World;
 
 impl World {
     pub(crate) fn mischief(&mut self) {

@@ -3,7 +3,7 @@
 //! Each stands for a bug of the core or of its caller as it would look from outside: a wrong
 //! entry in the arrays, a block reused too early, a token lost on the way.
 
-use dsv4_core::{Outcome, Plan};
+use dsv4_core::{Outcome, Plan, Posting};
 
 use crate::arrays::{Arrays, Offsets, at};
 use crate::device::Device;
@@ -36,10 +36,33 @@ pub enum Bug {
     ForgottenAbort,
     LostReport,
     LostRequest,
+    // Between prefill and decode workers.
+    WrongTarget,
+    WrongSource,
+    WrongFirstToken,
+    EarlyEnd,
+    UncheckedDigest,
+    FalseAck,
+    FalseFence,
+    FalseDeath,
+    UntoldDeath,
 }
 
 impl Bug {
-    pub const ALL: [Self; 24] = [
+    /// Those that need two workers to show.
+    pub const PAIRED: [Self; 9] = [
+        Self::WrongTarget,
+        Self::WrongSource,
+        Self::WrongFirstToken,
+        Self::EarlyEnd,
+        Self::UncheckedDigest,
+        Self::FalseAck,
+        Self::FalseFence,
+        Self::FalseDeath,
+        Self::UntoldDeath,
+    ];
+
+    pub const ALONE: [Self; 24] = [
         Self::WrongFullBlock,
         Self::WrongWindowBlock,
         Self::PoisonBlock,
@@ -173,6 +196,18 @@ impl Plant {
         if self.strikes(Bug::EarlyReuse) {
             let row = self.rng.below(plan.num_requests);
             device.swa_block(at(arrays.swa.row(row)[0])).fill(7);
+        }
+    }
+
+    /// Sends a ticket's copies from or to a wrong place.
+    pub fn misdirect(&mut self, posting: &mut Posting) {
+        let copies = &mut posting.copies;
+        let Some(run) = copies.full.iter_mut().chain(&mut copies.swa).next() else { return };
+        let wrong = |block: u32| if block == 1 { 2 } else { block - 1 };
+        if self.strikes(Bug::WrongTarget) {
+            run.target = wrong(run.target);
+        } else if self.strikes(Bug::WrongSource) {
+            run.source = wrong(run.source);
         }
     }
 

@@ -8,11 +8,14 @@ use crate::trace;
 use crate::world::World;
 
 /// Seeds that a bug may hide from.
-const MOST_SEEDS: u64 = 60;
+const MOST_SEEDS: u64 = 300;
 
 /// True if a run under `bug` was stopped by an oracle; None if the bug never struck.
 fn is_caught(bug: Bug, seed: u64) -> Option<bool> {
-    let setup = Setup::random(&mut Rng::new(mix(seed, 0))).only_clients();
+    let rng = &mut Rng::new(mix(seed, 0));
+    let setup = Setup::random(rng).only_clients();
+    let is_paired = Bug::PAIRED.contains(&bug);
+    let setup = if is_paired { setup.paired(rng).with_late_writes() } else { setup };
     let world = World::new(setup, seed, Plant::of(bug, mix(seed, 2)));
     let tally = trace::caught(true, || world.run());
     match tally {
@@ -24,7 +27,7 @@ fn is_caught(bug: Bug, seed: u64) -> Option<bool> {
 /// How many seeds each bug took, of those in which it struck.
 pub fn run() -> bool {
     let mut all_caught = true;
-    for bug in Bug::ALL {
+    for bug in Bug::ALONE.into_iter().chain(Bug::PAIRED) {
         let mut num_struck = 0;
         let found = (0..MOST_SEEDS).find(|&seed| {
             let caught = is_caught(bug, seed);

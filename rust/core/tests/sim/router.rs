@@ -7,10 +7,11 @@ use dsv4_core::{NewRequest, OnFailure, Transfer};
 
 use crate::faults::Fault;
 use crate::flow::Process;
+use crate::happening::Happening;
 use crate::setup::Role;
 use crate::trace::Note;
 use crate::worker::{Held, Part};
-use crate::world::{Happening, World};
+use crate::world::World;
 
 /// Attempts with a prefill worker before a decode worker computes the prompt itself.
 const MOST_PAIRED: u32 = 3;
@@ -40,15 +41,9 @@ impl World {
         let place = Placement::new(0, 1 + u32::try_from(self.rng.below(48)).expect("few"));
         let room = place.and_then(|place| place.room(self.rng.next() >> 1)).expect("rank 0");
         let key = RoomKey { room, epoch: Epoch(epoch), peer: Self::incarnation_of(prefill) };
-        let on_failure =
-            if self.rng.once_in(2) { OnFailure::Recompute } else { OnFailure::Fail };
-        let transfer = Transfer {
-            room,
-            epoch: key.epoch,
-            peer: key.peer,
-            peer_ranks: vec![0],
-            on_failure,
-        };
+        let on_failure = if self.rng.once_in(2) { OnFailure::Recompute } else { OnFailure::Fail };
+        let transfer =
+            Transfer { room, epoch: key.epoch, peer: key.peer, peer_ranks: vec![0], on_failure };
         self.jobs[job].prefill = Some((prefill, None));
         self.submit(job, decode, Some(transfer));
         let Some((worker, _)) = self.jobs[job].place else { return };
@@ -106,7 +101,8 @@ impl World {
         let (asked, worker) = (&self.jobs[job], prefill.worker);
         let (tag, tokens) = (asked.tag, asked.prompt.len() + asked.emitted.len());
         let has = self.workers[worker].as_mut().expect("up");
-        let new = |new: NewRequest<'_>| has.core.submit(NewRequest { transfer: Some(transfer), ..new });
+        let new =
+            |new: NewRequest<'_>| has.core.submit(NewRequest { transfer: Some(transfer), ..new });
         match asked.ask(new) {
             Ok(id) => {
                 let held = Held { part: Part::Prefill, key: Some(key), ..Held::whole(job, tag) };

@@ -162,7 +162,7 @@ impl Setup {
             timing: Timing::default(),
             max_rooms: rng.pick(&[16, 4096, 4096]),
             max_bytes_in_flight: rng.pick(&[1, 1 << 16, 1 << 40]),
-            deadline_ms: rng.pick(&[5_000, 60_000, 300_000]),
+            deadline_ms: rng.pick(&[5_000, 30_000, 60_000]),
         }
     }
 
@@ -176,6 +176,22 @@ impl Setup {
         for (kind, chance) in self.chances.iter_mut().enumerate() {
             *chance = if kept.contains(&kind) { 200 } else { 0 };
         }
+        self
+    }
+
+    /// What has to go wrong for planted bugs between workers to show.
+    pub fn with_late_writes(mut self) -> Self {
+        for fault in [
+            Fault::TransferError,
+            Fault::BitFlip,
+            Fault::Fence,
+            Fault::SlowPeer,
+            Fault::Disconnect,
+        ] {
+            self.chances[fault as usize] = 1_000;
+        }
+        self.chances[Fault::LateLanding as usize] = 5_000;
+        self.chances[Fault::Crash as usize] = 2_000;
         self
     }
 

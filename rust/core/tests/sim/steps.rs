@@ -7,12 +7,13 @@ use dsv4_core::{Finish, Outcome, Plan};
 
 use crate::device::Upset;
 use crate::faults::Fault;
+use crate::happening::Happening;
 use crate::job::{End, Reading};
 use crate::plant::Bug;
-use crate::trace::Note;
 use crate::setup::Role;
+use crate::trace::Note;
 use crate::worker::{Held, Part};
-use crate::world::{Happening, World};
+use crate::world::World;
 
 impl World {
     /// Plans as long as there is something to plan and room in flight.

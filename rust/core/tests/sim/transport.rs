@@ -8,7 +8,9 @@ use dsv4_core::{Event, Posting};
 use crate::desk::{digest, items_of};
 use crate::faults::Fault;
 use crate::flow::{Flow, Process, Stage};
-use crate::world::{Happening, World};
+use crate::happening::Happening;
+use crate::plant::Bug;
+use crate::world::World;
 
 /// All flows that may still do something.
 #[derive(Debug, Default)]
@@ -57,6 +59,8 @@ impl World {
         self.flows.on.insert(number, flow);
         if is_cut {
             self.fail_flow(number);
+        } else if self.plant.strikes(Bug::EarlyEnd) {
+            self.agenda.after(1, Happening::TicketEnds { flow: number, landed: true });
         }
     }
 
@@ -80,6 +84,7 @@ impl World {
             self.fired(Fault::LateLanding, from.worker);
             delay += self.rng.micros(1_000, 45_000_000);
         }
+        self.heals_us = self.heals_us.max(self.agenda.now_us() + delay);
         let flow = self.flows.on.get_mut(&number).expect("just seen");
         flow.parts[part].stage = Stage::OnItsWay(cargo);
         self.agenda.after(delay, Happening::PartLands { flow: number, part });

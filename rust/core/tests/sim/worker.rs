@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dsv4_core::error::Error;
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::transfer::ids::RoomKey;
-use dsv4_core::{Answer, Core, Event, Outcome, Plan};
+use dsv4_core::{Core, Event, Outcome};
 
-use crate::arrays::{Arrays, Offsets, at};
-use crate::device::{Device, Sample, Upset};
-use crate::plant::Plant;
+use crate::arrays::Offsets;
 use crate::desk::Desk;
+use crate::device::{Device, Upset};
+use crate::flight::Flight;
+use crate::plant::Plant;
 use crate::setup::{Role, Setup};
 
 const GROUPS: [&str; 4] = ["full", "swa", "state", "aux"];
 
 /// States of blocks; they add up to the capacity.
-const STATES: [&str; 7] =
-    ["free", "open", "sealed", "shared", "cached", "retired", "quarantined"];
+const STATES: [&str; 7] = ["free", "open", "sealed", "shared", "cached", "retired", "quarantined"];
 
 /// A request as its worker knows it.
 #[derive(Clone, Copy, Debug)]
@@ -43,22 +43,6 @@ pub enum Part {
     Decode,
 }
 
-/// A step that the device has and has not reported.
-#[derive(Debug)]
-pub struct Flight {
-    pub plan: Plan,
-    memory: Vec<i32>,
-    tags: Vec<u64>,
-    row_starts: Vec<usize>,
-    /// Drafts of each row that was sampled, in order.
-    drafts: Vec<Vec<i32>>,
-    pub upset: Upset,
-    /// Samples whose logits alone are not finite.
-    pub nan_logits: Vec<usize>,
-    samples: Option<Vec<Sample>>,
-    is_executed: bool,
-}
-
 pub struct Worker {
     pub role: Role,
     pub incarnation: u32,
@@ -79,78 +63,6 @@ pub struct Worker {
     pub clock_rate: u64,
 }
 
-/// What a step is reported as.
-struct Report {
-    step: StepId,
-    tokens: Vec<i32>,
-    non_finite: Vec<usize>,
-    accepted: Vec<usize>,
-    drafts: Vec<i32>,
-}
-
-impl Report {
-    fn event(&self, is_verified: bool) -> Event<'_> {
-        let Self { step, tokens, non_finite, accepted, drafts } = self;
-        if is_verified {
-            Event::Verified { step: *step, answer: Answer { tokens, non_finite, accepted, drafts } }
-        } else {
-            Event::StepDone { step: *step, tokens, non_finite }
-        }
-    }
-}
-
-/// The drafts that each sampled row brought.
-fn drafts_of(plan: &Plan, arrays: &Arrays<'_>) -> Vec<Vec<i32>> {
-    let rows = (0..plan.num_requests).map(|row| {
-        let (start, end) = (at(arrays.query_starts[row]), at(arrays.query_starts[row + 1]));
-        let width = arrays.draft_widths.get(row).map_or(0, |&width| at(width));
-        let samples = arrays.sample_tokens[..plan.num_samples].iter();
-        let is_sampled = samples.clone().any(|&token| (start..end).contains(&at(token)));
-        is_sampled.then(|| arrays.token_ids[end - width..end].to_vec())
-    });
-    rows.flatten().collect()
-}
-
-impl Flight {
-    /// What the device tells: samples, how many drafts were right, and what is drafted next.
-    fn report(
-        &self,
-        max_draft_tokens: usize,
-        propose: &mut impl FnMut(RequestId, &[i32], usize) -> Vec<i32>,
-    ) -> Report {
-        let num_samples = self.plan.num_samples;
-        let mut samples = self.samples.clone().unwrap_or(vec![Some(0); num_samples]);
-        for &sample in &self.nan_logits {
-            samples[sample] = None;
-        }
-        let (mut accepted, mut next, mut first) = (vec![], vec![], 0);
-        for brought in &self.drafts {
-            let answers = &samples[first..=first + brought.len()];
-            let right = brought.iter().zip(answers).take_while(|(draft, s)| **s == Some(**draft));
-            let count = right.count();
-            accepted.push(count);
-            let told: Vec<i32> = answers[..=count].iter().map_while(|sample| *sample).collect();
-            let id = self.plan.sample_request_ids[first];
-            let mut drafts = propose(id, &told, max_draft_tokens);
-            drafts.resize(max_draft_tokens, -1);
-            next.extend(drafts);
-            first += brought.len() + 1;
-        }
-        Report {
-            step: self.plan.step_id,
-            non_finite: (0..num_samples).filter(|&sample| samples[sample].is_none()).collect(),
-            tokens: samples.iter().map(|sample| sample.unwrap_or(-1)).collect(),
-            accepted,
-            drafts: next,
-        }
-    }
-
-    /// The row that a token of the step belongs to.
-    pub fn row_of(&self, token: usize) -> usize {
-        self.row_starts.partition_point(|&start| start <= token) - 1
-    }
-}
-
 impl Worker {
     pub fn new(setup: &Setup, role: Role, incarnation: u32, seed: u64) -> Self {
         let core = Core::new(setup.geometry.clone(), &setup.sizes, setup.limits.clone());
@@ -161,7 +73,13 @@ impl Worker {
         Self {
             role,
             incarnation,
-            device: Device::new(&setup.geometry, &setup.sizes, num_aux, setup.limits.vocab_size, seed),
+            device: Device::new(
+                &setup.geometry,
+                &setup.sizes,
+                num_aux,
+                setup.limits.vocab_size,
+                seed,
+            ),
             offsets: Offsets::new(core.layout()),
             buffers: vec![vec![-1; words]; most_in_flight],
             core,
@@ -191,24 +109,13 @@ impl Worker {
         let tags = plan.request_ids.iter().map(tag).collect();
         let arrays = self.offsets.read(&memory);
         self.device.scribble(&plan, &arrays);
-        let starts = arrays.query_starts[..plan.num_requests].iter();
-        let row_starts = starts.map(|&start| at(start)).collect();
-        let drafts = drafts_of(&plan, &arrays);
+        let mut flight = Flight::new(plan, tags, &arrays, upset);
         if let Some(before) = self.flights.front().filter(|flight| !flight.is_executed) {
             let arrays = self.offsets.read(&before.memory);
             plant.reuse_early(&before.plan, &arrays, &mut self.device);
         }
-        self.flights.push_back(Flight {
-            plan,
-            memory,
-            tags,
-            row_starts,
-            drafts,
-            upset,
-            nan_logits: vec![],
-            samples: None,
-            is_executed: false,
-        });
+        flight.memory = memory;
+        self.flights.push_back(flight);
         self.flights.back_mut()
     }
 
@@ -245,7 +152,7 @@ impl Worker {
         let is_due = |flight: &Flight| flight.plan.step_id <= step;
         let num_due = self.flights.iter().take_while(|flight| is_due(flight)).count();
         let due: Vec<Flight> = self.flights.drain(..num_due).collect();
-        let reports: Vec<Report> =
+        let reports: Vec<_> =
             due.iter().map(|flight| flight.report(self.max_draft_tokens, &mut propose)).collect();
         let reports = reports.iter().map(|report| report.event(self.max_draft_tokens > 0));
         let events: Vec<Event<'_>> = reports.chain(now_us.map(Event::Tick)).collect();
@@ -317,7 +224,7 @@ impl Worker {
             let of = |state: &str| stat(&format!("{group}_{state}"));
             of("free") + of("cached") == of("capacity")
         };
-        self.held.is_empty() && self.flights.is_empty() && GROUPS.iter().all(|group| is_back(&group))
+        self.held.is_empty() && self.flights.is_empty() && GROUPS.iter().all(is_back)
     }
 
     /// Nothing runs, nothing waits, and every block is back.

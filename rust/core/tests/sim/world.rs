@@ -11,18 +11,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsv4_core::ids::StepId;
+use dsv4_core::Event;
 use dsv4_core::transfer::ids::{Epoch, Room};
-use dsv4_core::transfer::proof::Evidence;
-use dsv4_core::{Check, Event};
 
 use crate::agenda::Agenda;
 use crate::clients::Clients;
 use crate::faults::{Exposure, Fault};
 use crate::flow::Process;
+use crate::happening::Happening;
 use crate::job::Job;
 use crate::model::mix;
-use crate::peers::{Letter, TICK_US};
+use crate::peers::TICK_US;
 use crate::plant::Plant;
 use crate::rng::Rng;
 use crate::setup::{PARTS, Role, Setup};
@@ -32,35 +31,6 @@ use crate::worker::Worker;
 
 /// More than any run needs; a run that goes on goes round in circles.
 const MOST_HAPPENINGS: u64 = 1_000_000;
-
-/// What happens at a time.
-#[derive(Clone, Debug)]
-pub enum Happening {
-    Arrive,
-    Again { job: usize },
-    Done { worker: usize, incarnation: u32, step: StepId },
-    Cancel { job: usize, fault: Fault },
-    StopString { job: usize },
-    Read { job: usize },
-    Mischief,
-    Crash,
-    Up { worker: usize },
-    /// Something may have to be told that no event told.
-    Nudge { worker: usize, incarnation: u32 },
-    Tick { worker: usize, incarnation: u32 },
-    Letter(Box<Letter>),
-    SubmitPrefill { job: usize, prefill: Process, decode: Process, room: Room, epoch: u32 },
-    Deadline { job: usize, epoch: u32 },
-    PartLeaves { flow: u64, part: usize },
-    PartLands { flow: u64, part: usize },
-    FlowFails { flow: u64 },
-    TicketEnds { flow: u64, landed: bool },
-    Check { worker: usize, incarnation: u32, check: Check },
-    Gone { to: Process, gone: Process, evidence: Option<Evidence> },
-    CutOff { at: Process, from: Process },
-    Reconnect { at: Process, from: Process },
-    CutLink,
-}
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
@@ -176,42 +146,6 @@ impl World {
         self.tally
     }
 
-    fn happen(&mut self, happening: Happening) {
-        if let Some(delay) = self.stops(&happening) {
-            return self.agenda.after(delay, happening);
-        }
-        match happening {
-            Happening::Arrive => self.arrive(),
-            Happening::Again { job } => self.route(job),
-            Happening::Done { worker, incarnation, step } => self.done(worker, incarnation, step),
-            Happening::Cancel { job, fault } => self.cancel(job, fault),
-            Happening::StopString { job } => self.stop_string(job),
-            Happening::Read { job } => self.read(job),
-            Happening::Mischief => self.mischief(),
-            Happening::Crash => self.crash(),
-            Happening::Up { worker } => {
-                self.fired(Fault::Restart, worker);
-                self.workers[worker] = Some(self.fresh_worker(worker));
-            }
-            paired => self.happen_between(paired),
-        }
-    }
-
-    /// How long what a stopped process would do has to wait.
-    fn stops(&self, happening: &Happening) -> Option<u64> {
-        let worker = match happening {
-            Happening::Done { worker, .. }
-            | Happening::Nudge { worker, .. }
-            | Happening::Tick { worker, .. }
-            | Happening::Check { worker, .. } => *worker,
-            Happening::Letter(letter) => letter.to.worker,
-            _ => return None,
-        };
-        let until = *self.stopped.get(&worker)?;
-        let now_us = self.agenda.now_us();
-        (until > now_us).then(|| until - now_us)
-    }
-
     /// What the core says of jobs that are open.
     fn explain_open(&mut self) -> String {
         let mut says = vec![];
@@ -226,36 +160,7 @@ impl World {
         says.join("\n")
     }
 
-    /// What happens between prefill and decode workers.
-    fn happen_between(&mut self, happening: Happening) {
-        match happening {
-            Happening::Nudge { worker, incarnation } => {
-                if self.process(Process { worker, incarnation }).is_some() {
-                    self.tell(worker, &[]);
-                }
-            }
-            Happening::Tick { worker, incarnation } => self.tick(worker, incarnation),
-            Happening::Letter(letter) => self.receive_letter(&letter),
-            Happening::SubmitPrefill { job, prefill, decode, room, epoch } => {
-                self.submit_prefill(job, (prefill, decode), (room, epoch));
-            }
-            Happening::Deadline { job, epoch } => self.deadline(job, epoch),
-            Happening::PartLeaves { flow, part } => self.part_leaves(flow, part),
-            Happening::PartLands { flow, part } => self.part_lands(flow, part),
-            Happening::FlowFails { flow } => self.fail_flow(flow),
-            Happening::TicketEnds { flow, landed } => self.ticket_ends(flow, landed),
-            Happening::Check { worker, incarnation, check } => {
-                self.check(worker, incarnation, check);
-            }
-            Happening::Gone { to, gone, evidence } => self.learn_death(to, gone, evidence),
-            Happening::CutOff { at, from } => self.cut_off(at, from),
-            Happening::Reconnect { at, from } => self.reconnect(at, from),
-            Happening::CutLink => self.cut_link(),
-            other => panic!("{other:?} concerns one worker"),
-        }
-    }
-
-    fn fresh_worker(&mut self, index: usize) -> Worker {
+    pub(crate) fn fresh_worker(&mut self, index: usize) -> Worker {
         self.started.push(index);
         let incarnation = u32::try_from(self.started.len()).expect("few starts");
         let seed = self.rng.next();
