@@ -79,8 +79,9 @@ impl World {
                 continue;
             }
             let to = self.here(worker);
-            let soon = self.rng.micros(1_000, 3_000_000);
-            let late = soon + self.rng.micros(1_000, 40_000_000);
+            let most = self.rng.pick(&[10_000, 1_000_000, 40_000_000]);
+            let soon = self.rng.micros(1_000, most.min(3_000_000));
+            let late = soon + self.rng.micros(1_000, most);
             if self.strikes(Fault::WeakEvidence) {
                 let evidence = self.setup.way.hint_of_death();
                 self.agenda.after(soon, Happening::Gone { to, gone, evidence });

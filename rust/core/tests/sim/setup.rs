@@ -132,7 +132,7 @@ impl Setup {
             gap_us: step_us * rng.pick(&[1, 4, 16, 64, 1024]) / 4,
             burst: rng.pick(&[1, 1, 1, 4, 16]),
             step_us,
-            origin_us: rng.pick(&[0, 0, 1 << 40, u64::MAX - (1 << 45)]),
+            origin_us: rng.pick(&[0, 0, 1 << 40, u64::MAX - (1 << 52)]),
             output_queue: rng.pick(&[4, 16, 256]),
             audit_every: 1,
             chances: chances(rng),
@@ -181,13 +181,9 @@ impl Setup {
 
     /// What has to go wrong for planted bugs between workers to show.
     pub fn with_late_writes(mut self) -> Self {
-        for fault in [
-            Fault::TransferError,
-            Fault::BitFlip,
-            Fault::Fence,
-            Fault::SlowPeer,
-            Fault::Disconnect,
-        ] {
+        for fault in
+            [Fault::TransferError, Fault::BitFlip, Fault::Fence, Fault::SlowPeer, Fault::Disconnect]
+        {
             self.chances[fault as usize] = 1_000;
         }
         self.chances[Fault::LateLanding as usize] = 5_000;
