@@ -18,6 +18,7 @@ use crate::world::World;
 
 impl World {
     pub(crate) fn arrive(&mut self) {
+        self.arrived_us = self.agenda.now_us();
         for _ in 0..self.setup.burst {
             if self.is_arriving() {
                 let job = self.new_job();

@@ -32,6 +32,9 @@ use crate::worker::Worker;
 /// More than any run needs; a run that goes on goes round in circles.
 const MOST_HAPPENINGS: u64 = 1_000_000;
 
+/// How long after the last arrival things go wrong.
+const CALM_AFTER_US: u64 = 600_000_000;
+
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -81,6 +84,8 @@ pub struct World {
     pub(crate) tampered: BTreeSet<(Room, Epoch)>,
     /// Digests of all that was posted for a room.
     pub(crate) sent: BTreeMap<(Room, Epoch), u64>,
+    /// When the last job arrived.
+    pub(crate) arrived_us: u64,
     /// From when on nothing new goes wrong.
     pub(crate) heals_us: u64,
     pub(crate) clock_skew_us: u64,
@@ -108,6 +113,7 @@ impl World {
             stopped: BTreeMap::new(),
             tampered: BTreeSet::new(),
             sent: BTreeMap::new(),
+            arrived_us: 0,
             heals_us: 0,
             clock_skew_us: 0,
             rng,
@@ -188,10 +194,12 @@ impl World {
         self.note(Note::Struck { fault, whom });
     }
 
-    /// Does this fault strike here? Whoever asks says so with [`Self::fired`] when it has.
+    /// Does this fault strike here? None does long after the last arrival: what is left has to end
+    /// in a world that is well. Whoever asks says so with [`Self::fired`] when it has.
     pub(crate) fn strikes(&mut self, fault: Fault) -> bool {
         let chance = self.setup.chance(fault);
-        chance > 0 && self.rng.below(PARTS) < chance
+        let is_calm = self.agenda.now_us() > self.arrived_us + CALM_AFTER_US;
+        chance > 0 && !is_calm && self.rng.below(PARTS) < chance
     }
 
     pub(crate) fn is_arriving(&self) -> bool {
