@@ -125,6 +125,7 @@ impl Report {
             (&mut all.num_hit_tokens, tally.num_hit_tokens),
             (&mut all.num_audits, tally.num_audits),
             (&mut all.num_rooms, tally.num_rooms),
+            (&mut all.num_arrived, tally.num_arrived),
             (&mut all.virtual_us, tally.virtual_us),
         ] {
             *mine += theirs;
@@ -148,6 +149,7 @@ impl Report {
         line("tokens from the prefix cache", all.num_hit_tokens.to_string());
         line("preemptions", all.num_preemptions.to_string());
         line("rooms written to", all.num_rooms.to_string());
+        line("prompts that arrived whole", all.num_arrived.to_string());
         line("stalls", all.num_stalls.to_string());
         line("audits", all.num_audits.to_string());
         for (name, count) in &all.ends {

@@ -3,13 +3,19 @@
 //! ```text
 //!   seed ──▶ Setup ──▶ World: clients ─▶ cores ─▶ step arrays ─▶ fake device ─▶ tokens ─▶ oracle
 //!                        └── faults: clients, device, processes, calls that nobody should make
+//!
+//!   every other seed:  router ─▶ prefill core ══ parts of blocks, late ══▶ decode core ─▶ tokens
+//!                                     ╰──── messages: lost, repeated, overtaken ────╯
 //! ```
 //! 1. Each job's tokens are the function of its prompt that they must be (`oracle`), computed from
 //!    what the arrays made the device read (`device`, `model`).
 //! 2. Each job that was accepted ends exactly once; none is lost (`world`).
 //! 3. At rest every block is back, and the books balance after every call.
 //! 4. With nothing in flight and something to do, a step can be planned.
-//! 5. The simulator sees bugs: `planted` proves it with some that stand for the core's.
+//! 5. What is written from elsewhere lands in memory whoever owns it then, even after its writer
+//!    died; only what the transport counts as proof ends that (`transport`, `desk`, `links`).
+//! 6. Two leases after the world is well, no block is held for a peer any more.
+//! 7. The simulator sees bugs: `planted` proves it with some that stand for the core's.
 //!
 //! `cargo test --release --test sim` runs the planted bugs, fixed and fresh seeds, and overload.
 //! A campaign: `cargo test --release --test sim -- --hours 10 --jobs 2` or `--seeds 0..9999`. A

@@ -172,6 +172,7 @@ impl World {
         }
         let is_whole = found.tag.writer == key.peer && Some(found.digests[0]) == sent;
         let says = self.workers[worker].as_mut().expect("up").core.explain(check.request);
+        self.tally.num_arrived += u64::from(is_whole && says.contains(INSPECTED));
         if !is_whole && says.contains(INSPECTED) {
             let was_tampered = self.tampered.contains(&(key.room, key.epoch));
             assert!(was_tampered, "what landed for {key:?} is not what was sent: {found:?}");

@@ -50,8 +50,9 @@ pub struct Tally {
     pub num_stalls: u64,
     pub num_hit_tokens: u64,
     pub num_audits: u64,
-    /// Rooms for which anything was written.
+    /// Rooms for which anything was written, and prompts that were found whole.
     pub num_rooms: u64,
+    pub num_arrived: u64,
     /// How often the planted bug struck.
     pub num_struck: usize,
     pub virtual_us: u64,
