@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benches import core, demo, serve
+from benches.peers import drive_ours
 
 PARTS: tuple[tuple[str, Callable[[], list[tuple[str, str]]]], ...] = (
     ("core: plan() + advance(), through the binding", core.measure),
+    ("core: a prompt of 8,192 tokens, through the binding", drive_ours.measure),
     ("demo: the embedded checkpoint, no GPU", demo.measure),
     ("server: the model replaced by a null runner", serve.measure),
 )

@@ -22,11 +22,11 @@ def machine() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints each row as it is measured, then writes replay.md and replay.svg."""
+    """Prints each row as it is measured, then writes replay.md and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benches.replay", description=__doc__)
     parser.add_argument("trace", type=Path, help="conversation_trace.jsonl of Mooncake's FAST'25 release")
     parser.add_argument("--end", choices=("named", "raw"), default="named", help="see benches/replay/trace.py")
-    parser.add_argument("--notes", type=Path, default=NOTES, help="folder that replay.md and replay.svg go to")
+    parser.add_argument("--notes", type=Path, default=NOTES, help="folder that replay.md and its figures go to")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(sweep.SIZES_GB), metavar="GB")
     given = parser.parse_args(argv)
     geometry.check()
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(notes.line(row), flush=True)
         measured.append(row)
     scenarios = [*traps.prefix_rows(), *traps.window_rows()]
+    collapses = notes.collapses(traps.prefix_lines(), traps.window_lines())
     about = notes.About(
         command=f"python -m benches.replay {given.trace.name} --end {given.end}",
         machine=machine(),
@@ -56,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text, figure = notes.report(about, given.sizes, (*bounds, ceiling), measured, scenarios)
     given.notes.mkdir(parents=True, exist_ok=True)
     (given.notes / "replay.md").write_text(text)
-    (given.notes / "replay.svg").write_text(figure)
-    print(f"wrote {given.notes}/replay.md and replay.svg")
+    for name, drawn in {"replay.svg": figure, **collapses}.items():
+        (given.notes / name).write_text(drawn)
+    print(f"wrote {given.notes}/replay.md and its figures")
     return 0
 
 

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def chart(title: str, across: str, up: str, lines: Mapping[str, Points]) -> str:
-    """One chart: x on a logarithmic axis with a tick at each x that occurs, y from 0, the legend on the right."""
+    """One chart: x on a logarithmic axis with a line at each x that occurs, y from 0, the legend on the right."""
     xs = sorted({x for points in lines.values() for x, _ in points})
     top = max(y for points in lines.values() for _, y in points) * 1.05 or 1.0
     low, high = math.log(xs[0]), math.log(xs[-1])
@@ -30,10 +30,14 @@ def chart(title: str, across: str, up: str, lines: Mapping[str, Points]) -> str:
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, across, anchor="middle"),
         _text(LEFT, TOP - 4, up),
     ]
+    labelled = -math.inf  # where the last label ends
     for x in xs:
         at, bottom = place(x, 0)
         parts.append(f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#eeeeee"/>')
-        parts.append(_text(at, bottom + 16, f"{x:g}", anchor="middle"))
+        label = f"{x:,.0f}" if x >= 1000 else f"{x:g}"
+        if at - 4 * len(label) > labelled:
+            parts.append(_text(at, bottom + 16, label, anchor="middle"))
+            labelled = at + 4 * len(label)
     for y in _ticks(top):
         _, at = place(xs[0], y)
         parts.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#eeeeee"/>')
