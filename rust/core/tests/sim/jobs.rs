@@ -157,20 +157,15 @@ impl World {
         self.jobs[job].forget();
     }
 
-    /// Takes a job off its worker; it is the caller who says what becomes of it. `is_over`: the core has ended the
-    /// request already, in the later of two steps that were told at once, and the front end has not read that far.
-    pub(crate) fn withdraw(&mut self, job: usize, is_over: bool) {
+    /// Takes a job off its worker; it is the caller who says what becomes of it.
+    pub(crate) fn withdraw(&mut self, job: usize) {
         let Some((worker, id)) = self.jobs[job].place.take() else { return };
         let Some(has) = self.workers[worker].as_mut() else { return };
         if self.plant.strikes(Bug::ForgottenAbort) {
             has.held.remove(&id);
             return;
         }
-        assert_eq!(
-            has.core.abort(id),
-            !is_over,
-            "request {id} of an open job must be known until it ends"
-        );
+        assert!(has.core.abort(id), "request {id} of an open job is not known");
         assert!(!has.core.abort(id), "an abort is idempotent");
         has.held.remove(&id);
         self.called(worker);
@@ -206,7 +201,7 @@ impl World {
             }
         }
         self.fired(fault, job);
-        self.withdraw(job, false);
+        self.withdraw(job);
         self.end(job, End::Cancelled);
         if let Some((worker, _)) = place {
             self.pump(worker);
