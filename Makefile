@@ -6,6 +6,8 @@
 #   T            what pytest runs                                    make pytest T=tests/core
 #   OPS HOURS    how long a campaign lasts                           make test-core-nightly HOURS=8
 #   SIM          arguments of the simulator                           make sim SIM='--seeds 0..9999'
+#   GPU SANITIZE arguments of benches.gpu and of its sanitizer        make gpu GPU=--plan
+#   BUGS         planted bugs, those alone, and no table             make test-planted BUGS='DropFrees EpochIgnored'
 #   SEED         where it begins; with LAYER and SEEDS, what alone   make test-core LAYER=facade SEED=17 SEEDS=1
 
 .DEFAULT_GOAL := help
@@ -19,8 +21,12 @@ TORCH_INDEX ?=
 SERVE ?= --host 127.0.0.1 --port 8000
 T ?= tests
 SIM ?= --hours 1 --jobs 2
+GPU ?=
+SANITIZE ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# On a GPU machine there may be no .venv: any Python with torch and triton does.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(CURDIR)/$(BIN)/python,$(PYTHON))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMPS := $(VENV)/stamps
 
@@ -65,6 +71,9 @@ search: $(STAMPS)/venv ## search every state of the ownership and room machines,
 test-core-nightly: ## the same with 10^10 (OPS=, HOURS=, SEED=)
 	OPS=$${OPS:-1e10} $(CAMPAIGN)
 
+test-planted: $(STAMPS)/venv ## plant each known bug and write down which test finds it (nightly)
+	$(BIN)/python scripts/planted.py $(BUGS)
+
 asan: build $(STAMPS)/test ## run the core and its binding under AddressSanitizer and LeakSanitizer
 	$(BIN)/python scripts/memory_check.py asan
 
@@ -89,6 +98,12 @@ format: $(STAMPS)/lint ## rewrite the sources as the formatters want them
 
 bench: build $(STAMPS)/bench ## print the speed of the core, the model and the server on this CPU
 	$(BIN)/python -m benches.run
+
+gpu: ## check and time every kernel on this machine's H100 or H200 in nine minutes (GPU='--plan')
+	scripts/gpu.sh -- $(GPU_PYTHON) -m benches.gpu $(GPU)
+
+sanitize: ## run the kernel tests under compute-sanitizer on this machine's GPU (SANITIZE='--only mhc')
+	scripts/gpu.sh -- $(GPU_PYTHON) -m benches.gpu.sanitize $(SANITIZE)
 
 sizes: ## print the ten longest functions and files of each language
 	@$(PYTHON) scripts/sizes.py
@@ -123,4 +138,4 @@ $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/venv pypro
 	$(PIP) --group $*
 	@touch $@
 
-.PHONY: help serve build test cargo-test test-core test-core-nightly search sim asan valgrind pytest check format bench sizes wheel test-wheel clean
+.PHONY: help serve build test cargo-test test-core test-core-nightly test-planted search sim asan valgrind pytest check format bench gpu sanitize sizes wheel test-wheel clean

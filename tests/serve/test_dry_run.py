@@ -17,6 +17,7 @@ from dsv4.config.directory import DEMO
 from dsv4.config.engine import EngineConfig
 from dsv4.serve.launch import run
 
+FLASH = Path(__file__).parents[1] / "data" / "deepseek_v4" / "configs" / "V4-Flash.config.json"
 SMALL = ["demo", "--kv-cache-memory-bytes", "32MiB", "--max-num-seqs", "4", "--max-model-len", "1024"]
 
 
@@ -74,13 +75,23 @@ def test_what_does_not_fit_is_status_3(capsys: pytest.CaptureFixture[str]) -> No
     assert found["suggestions"]
 
 
+def test_a_gpu_is_planned_for_without_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copy(FLASH, tmp_path / "config.json")
+    assert dry(str(tmp_path), "--device", "cuda", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["device"]["value"], settings["recipe"]["value"]) == ("cuda", "h200")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["/nowhere/at/all"], "does not exist"),
         (["demo", "--max-num-seqs", "9", "--max-num-batched-tokens", "8"], "max_num_batched_tokens is 8"),
         (["demo", "--max-model-len", "100000"], "max_position_embeddings"),
-        (["demo", "--device", "cuda"], "device 'cuda'"),
+        (
+            ["demo", "--device", "cuda"],
+            "index_n_heads is 16; the GPU's kernels take 64. Use device 'cpu'",
+        ),
     ],
 )
 def test_what_cannot_work_is_status_2(capsys: pytest.CaptureFixture[str], args: list[str], words: str) -> None:

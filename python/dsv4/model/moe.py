@@ -93,13 +93,15 @@ class MoE:
 
     def __call__(self, x: Tensor, token_ids: Tensor) -> Tensor:
         """Runs the experts on x [T, C], normalised -> [T, C]."""
-        rounded, quantised = self.numerics.rounded, self.numerics.quantised if self.quantised else _unchanged
-        routes = self.router(x, token_ids)
-        routed = experts(
-            quantised(x), routes, self.w13, self.w2, limit=self.limit, rounded=rounded, quantised=quantised
-        )
+        rounded = self.numerics.rounded
         shared = self.shared_w2(rounded(swiglu(self.shared_w13(x), self.limit)))
-        return rounded(routed + shared)
+        return rounded(self.routed(x, token_ids) + shared)
+
+    def routed(self, x: Tensor, token_ids: Tensor) -> Tensor:
+        """The routed experts' part alone, before its rounding. [T, C] -> [T, C]."""
+        rounded, quantised = self.numerics.rounded, self.numerics.expert_input if self.quantised else _unchanged
+        routes = self.router(x, token_ids)
+        return experts(quantised(x), routes, self.w13, self.w2, limit=self.limit, rounded=rounded, quantised=quantised)
 
 
 def _unchanged(x: Tensor) -> Tensor:

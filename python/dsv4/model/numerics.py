@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.cache.reference import Kind
-from dsv4.kernels.quant.reference import WEIGHT_BLOCK, fake_fp8
+from dsv4.kernels.quant.reference import MXFP4_BLOCK, WEIGHT_BLOCK, fake_fp4, fake_fp8
+
+ExpertInputs = Literal["fp8", "fp4", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +22,14 @@ class Numerics:
            every FP8 or FP4 product; all arithmetic is float32 either way
     kv     packed rows of window and compressed KV: "fp8_ds_mla", "bf16" or "float32"
     index  packed rows of index keys, and what index queries are rounded to: "fp4", "fp8" or "float32"
+    expert_inputs  what the routed experts' products read where dtype is "bfloat16": "fp8" (W4A8, the checkpoint's own),
+                   "fp4" (W4A4: MXFP4) or "bf16" (W4A16)
     """
 
     dtype: Literal["bfloat16", "float32"]
     kv: Kind
     index: Kind
+    expert_inputs: ExpertInputs = "fp8"
 
     @property
     def bf16(self) -> bool:
@@ -38,6 +43,12 @@ class Numerics:
     def quantised(self, x: Tensor) -> Tensor:
         """Values x as an FP8 or FP4 product reads it: E4M3 with one scale per 128 values."""
         return fake_fp8(x, WEIGHT_BLOCK) if self.bf16 else x
+
+    def expert_input(self, x: Tensor) -> Tensor:
+        """Values x as a product of the routed experts reads it; `quantised`, unless `expert_inputs` says otherwise."""
+        if not self.bf16 or self.expert_inputs == "bf16":
+            return x
+        return fake_fp4(x, MXFP4_BLOCK) if self.expert_inputs == "fp4" else self.quantised(x)
 
 
 FLOAT32 = Numerics("float32", "float32", "float32")

@@ -22,6 +22,7 @@ from dsv4.config.shards import DTYPE_BITS, shard_paths
 from dsv4.errors import ConfigError
 from dsv4.model.caches import BLOCK_TOKENS, geometry_numbers
 from dsv4.model.checkpoint import open_checkpoint
+from dsv4.model.gpu.dimensions import check_dimensions
 from dsv4.model.numerics import Numerics
 from dsv4.model.schema import layout
 from dsv4.runtime.advice import Judged, Verdict, judge, judge_refused
@@ -98,7 +99,7 @@ def plan_serving(config: EngineConfig) -> ServingPlan:
     settings = resolve(config, model)
     weights = stored_weights(config, directory, model)
     subject = Subject(directory=directory, model=model, settings=settings, weights=weights)
-    numerics = numerics_of(settings)
+    numerics = checked_numerics(settings, model)
     try:
         sizing = size_pools(config, settings, model, numerics)
     except ConfigError as refusal:
@@ -115,6 +116,14 @@ def plan_of(subject: Subject, sizing: Sizing) -> ServingPlan:
 def numerics_of(settings: Settings) -> Numerics:
     """The formats that the settings chose."""
     return Numerics(settings.dtype, settings.kv_cache_dtype, settings.indexer_dtype)
+
+
+def checked_numerics(settings: Settings, model: ModelConfig) -> Numerics:
+    """The formats that the settings chose. Raises UnsupportedModel if the device has no kernels for them."""
+    numerics = numerics_of(settings)
+    if settings.device == "cuda":
+        check_dimensions(model, numerics)
+    return numerics
 
 
 def stored_weights(config: EngineConfig, directory: Path, model: ModelConfig) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from dsv4.config.model import ModelConfig
 from dsv4.model.caches import Caches
 from dsv4.model.model import DeepseekV4
 from dsv4.runtime.memory import Sizing, allocate_pools, pool_bytes, size_pools
-from dsv4.runtime.plan import ServingPlan, Subject, numerics_of, plan_of
+from dsv4.runtime.plan import ServingPlan, Subject, checked_numerics, plan_of
 from dsv4.runtime.recipe import core_recipe
 from dsv4.runtime.runner import ModelRunner
 from dsv4.runtime.step import Runner
@@ -62,7 +62,7 @@ def load(config: EngineConfig) -> Loaded:
     directory = resolve_model(config.model)
     model = ModelConfig.load(directory)
     settings = resolve(config, model)
-    numerics = numerics_of(settings)
+    numerics = checked_numerics(settings, model)
     sizing = size_pools(config, settings, model, numerics)
     network, weights = load_network(config, directory, model, numerics, settings.device)
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::{Group, RequestId, StepId};
 use crate::limits::Limits;
+use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::table::{BlockTable, Tables};
 
@@ -119,6 +120,8 @@ impl Pools {
         let first = if hit == 0 { 0 } else { geometry.window_start(start) / window_block };
         let lent = (start / window_block).saturating_sub(first);
         let swa = geometry.steady_swa_blocks(self.in_flight);
+        let swa =
+            if planted::is(Bug::TransientPerRequest) { swa + self.transient_swa } else { swa };
         Need { full: (geometry.full_blocks(tokens + reserved), hit), swa: (swa, lent), first }
     }
 
@@ -143,7 +146,7 @@ impl Pools {
         let swa = self.swa.counts();
         let promised = swa.entitled + self.transient_swa + swa.quarantined;
         let unpromised = swa.capacity.saturating_sub(promised);
-        if need.swa.0 > unpromised {
+        if need.swa.0 > unpromised && !planted::is(Bug::WindowOverbooked) {
             return Err(Wait { group: Group::Swa, needs: need.swa.0, has: unpromised });
         }
         let mut short = [Group::State, Group::Swa, Group::Full].map(|group| (group, 0));
@@ -175,7 +178,11 @@ impl Pools {
         let unpromised = swa.capacity.saturating_sub(promised);
         for (group, needs, has) in [
             (Group::State, 1, state.free),
-            (Group::Swa, need.swa.0, unpromised),
+            (
+                Group::Swa,
+                if planted::is(Bug::WindowOverbooked) { 0 } else { need.swa.0 },
+                unpromised,
+            ),
             (Group::Swa, need.of(Group::Swa), swa.unreserved()),
             (Group::Full, need.of(Group::Full), full.unreserved()),
         ] {

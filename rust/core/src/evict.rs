@@ -9,6 +9,7 @@
 //! second one is evicted for the same need.
 
 use crate::ids::Group;
+use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::prefix::find::Found;
@@ -24,10 +25,12 @@ impl Prefix {
         num_blocks: usize,
         protected: Option<NodeId>,
     ) {
+        let protected = protected.filter(|_| !planted::is(Bug::EvictsOwnHit));
         let before = pool.counts().cached;
         while before - pool.counts().cached < num_blocks {
             let evicted = match group {
                 Group::Full => self.evict_leaf(protected),
+                _ if planted::is(Bug::EvictsOneGroup) => false,
                 Group::Swa | Group::State => self.evict_window(protected),
                 Group::Aux => false, // nothing of it is ever cached
             };

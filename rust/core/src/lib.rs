@@ -24,6 +24,7 @@
 // (tests/core/test_floors_rust.py).
 pub mod error;
 pub mod ids;
+mod planted;
 
 pub mod geometry;
 pub mod limits;

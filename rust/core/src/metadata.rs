@@ -26,6 +26,7 @@
 use crate::geometry::{C4, C128, Geometry};
 use crate::ids::{BlockId, int};
 use crate::limits::Limits;
+use crate::planted::{self, Bug};
 use crate::table::Tables;
 
 /// Arrays start at multiples of this many bytes.
@@ -129,7 +130,8 @@ impl StepLayout {
             fields.push(field);
         }
         let room = geometry.drafts;
-        let seeds = SeedRows { rows: drafting(requests), values: room.hc_mult * room.hidden };
+        let streams = if planted::is(Bug::SeedByHidden) { 1 } else { room.hc_mult };
+        let seeds = SeedRows { rows: drafting(requests), values: streams * room.hidden };
         let hash = fnv1a(&format!("{geometry:?} {fields:?} {seeds:?} {drafts}"));
         num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
         Self {
@@ -194,8 +196,8 @@ impl StepLayout {
             swa_slots: next(),
             state_slots: next(),
             state_resets: next(),
-            c4: Closing::new(C4, self.block_tokens, self.has_c4, next(), next()),
-            c128: Closing::new(C128, self.block_tokens, self.has_c128, next(), next()),
+            c4: Closing::new(self.block_tokens, self.has_c4, next(), next()),
+            c128: Closing::new(self.block_tokens, self.has_c128, next(), next()),
             sample_tokens: next(),
             restores: Copies { sources: next(), targets: next(), count: 0 },
             saves: Copies { sources: next(), targets: next(), count: 0 },
@@ -273,8 +275,8 @@ pub(crate) struct StepArrays<'a> {
     swa_slots: &'a mut [i32],
     state_slots: &'a mut [i32],
     state_resets: &'a mut [i32],
-    c4: Closing<'a>,
-    c128: Closing<'a>,
+    c4: Closing<'a, C4>,
+    c128: Closing<'a, C128>,
     sample_tokens: &'a mut [i32],
     pub(crate) restores: Copies<'a>,
     pub(crate) saves: Copies<'a>,
@@ -306,9 +308,7 @@ impl StepArrays<'_> {
         let tokens = first..first + input.num_tokens();
         let end = start + input.num_tokens();
         self.push_ids(first, input);
-        for (place, position) in self.positions[tokens.clone()].iter_mut().zip(int(start)..) {
-            *place = position;
-        }
+        count_up(&mut self.positions[tokens.clone()], int(start));
         self.token_rows[tokens.clone()].fill(int(row));
         if row == 0 {
             self.query_starts[0] = 0;
@@ -321,17 +321,20 @@ impl StepArrays<'_> {
         copy_row(full, &mut self.filled_full[row], tables.full.row());
         let swa = &mut self.block_table_swa[row * self.swa_columns..][..self.swa_columns];
         copy_row(swa, &mut self.filled_swa[row], tables.swa.row());
-        self.swa_first_block[row] = int(tables.swa.first());
+        if !planted::is(Bug::StaleFirst) {
+            self.swa_first_block[row] = int(tables.swa.first());
+        }
         fill_swa_slots(&mut self.swa_slots[tokens.clone()], start, tables);
         self.state_slots[row] = int(tables.slot.id().get() as usize);
-        self.state_resets[row] = i32::from(start == 0);
+        self.state_resets[row] = i32::from(start == 0 && !planted::is(Bug::SlotNotReset));
         self.c4.push(first, start, end, tables);
         self.c128.push(first, start, end, tables);
         self.drafts.push(row, tokens.clone(), self.num_samples, input);
-        for token in tokens.end - input.num_samples..tokens.end {
-            self.sample_tokens[self.num_samples] = int(token);
-            self.num_samples += 1;
-        }
+        let too_many = usize::from(input.num_samples == 0 && planted::is(Bug::SampleTooMany));
+        let num_samples = input.num_samples + too_many;
+        let samples = &mut self.sample_tokens[self.num_samples..][..num_samples];
+        count_up(samples, int(tokens.end - num_samples));
+        self.num_samples += num_samples;
         self.num_tokens = tokens.end;
         self.num_rows += 1;
         self.max_seq_len = self.max_seq_len.max(end);
@@ -341,18 +344,21 @@ impl StepArrays<'_> {
     fn push_ids(&mut self, first: usize, input: &RowInput<'_>) {
         let ids = &mut self.token_ids[first..first + input.num_tokens()];
         let sources = &mut self.token_sources[first..first + input.num_tokens()];
-        sources.fill(-1);
-        if let Some(sample) = input.source {
-            (ids[0], sources[0]) = (0, int(sample));
+        if let ([id], [source]) = (&mut *ids, &mut *sources) {
+            let told = input.source.filter(|_| !planted::is(Bug::SourceUntold));
+            *id = input.tokens.first().copied().unwrap_or(0); // nearly every row
+            *source = told.map_or(-1, int);
             return;
         }
+        debug_assert!(input.source.is_none(), "such a row has one token");
+        sources.fill(-1);
         let (known, drafts) = ids.split_at_mut(input.tokens.len());
         known.copy_from_slice(input.tokens);
         drafts.copy_from_slice(input.drafts);
     }
 
     pub(crate) fn num_c4(&self) -> usize {
-        self.c4.count
+        self.c4.count + usize::from(self.c4.count > 0 && planted::is(Bug::Underfilled))
     }
 
     pub(crate) fn num_c128(&self) -> usize {
@@ -389,7 +395,7 @@ impl Drafts<'_> {
         // A bank for each state that may come to count: behind every draft, and before the first.
         let writes = &mut self.bank_writes[tokens];
         let (passed, kept) = writes.split_at_mut(writes.len() - 1 - input.drafts.len());
-        passed.fill(-1);
+        passed.fill(if planted::is(Bug::BankOverwritten) { 0 } else { -1 });
         for (place, bank) in kept.iter_mut().zip(0..) {
             *place = bank;
         }
@@ -411,13 +417,27 @@ impl Copies<'_> {
     }
 }
 
+/// first, first + 1, ..
+fn count_up(places: &mut [i32], first: i32) {
+    if let [place] = places {
+        *place = first; // of nearly every row; no loop to set up
+        return;
+    }
+    for (place, number) in places.iter_mut().zip(first..) {
+        *place = number;
+    }
+}
+
 /// The ids of a table, then zeros as far as the row was `filled` before.
 fn copy_row(row: &mut [i32], filled: &mut i32, ids: &[i32]) {
     let (used, rest) = row.split_at_mut(ids.len());
     used.copy_from_slice(ids);
     let filled_before = usize::try_from(*filled).unwrap_or(usize::MAX);
+    let filled_before = if planted::is(Bug::RowNotCleared) { 0 } else { filled_before };
     let num_stale = filled_before.saturating_sub(ids.len()).min(rest.len());
-    rest[..num_stale].fill(0);
+    if num_stale > 0 {
+        rest[..num_stale].fill(0);
+    }
     *filled = int(ids.len());
 }
 
@@ -427,20 +447,18 @@ fn fill_swa_slots(slots: &mut [i32], start: usize, tables: &Tables) {
     let mut position = start;
     let mut rest = slots;
     while !rest.is_empty() {
-        let inside = position % block_tokens;
-        let (run, tail) = rest.split_at_mut((block_tokens - inside).min(rest.len()));
-        let slot = tables.swa.id_at(position) * int(block_tokens) + int(inside);
+        let (id, inside) = tables.swa.locate(position);
+        let run_past = usize::from(planted::is(Bug::RunPastBlock));
+        let (run, tail) = rest.split_at_mut((block_tokens + run_past - inside).min(rest.len()));
+        let slot = id * int(block_tokens) + int(inside);
         position += run.len();
-        for (place, slot) in run.iter_mut().zip(slot..) {
-            *place = slot;
-        }
+        count_up(run, slot);
         rest = tail;
     }
 }
 
 /// The tokens that close a group of one compression ratio, and where the entry goes.
-struct Closing<'a> {
-    ratio: usize,
+struct Closing<'a, const RATIO: usize> {
     rows_per_block: usize,
     in_use: bool,
     tokens: &'a mut [i32],
@@ -448,15 +466,9 @@ struct Closing<'a> {
     count: usize,
 }
 
-impl<'a> Closing<'a> {
-    fn new(
-        ratio: usize,
-        block_tokens: usize,
-        in_use: bool,
-        tokens: &'a mut [i32],
-        slots: &'a mut [i32],
-    ) -> Self {
-        Self { ratio, rows_per_block: block_tokens / ratio, in_use, tokens, slots, count: 0 }
+impl<'a, const RATIO: usize> Closing<'a, RATIO> {
+    fn new(block_tokens: usize, in_use: bool, tokens: &'a mut [i32], slots: &'a mut [i32]) -> Self {
+        Self { rows_per_block: block_tokens / RATIO, in_use, tokens, slots, count: 0 }
     }
 
     /// Token `first` of the step is position `start` of the request, and so on to `end`.
@@ -464,13 +476,16 @@ impl<'a> Closing<'a> {
         if !self.in_use {
             return;
         }
-        let closing = (start + 1).next_multiple_of(self.ratio) - 1;
-        for position in (closing..end).step_by(self.ratio) {
-            let row = position / self.ratio % self.rows_per_block;
-            self.tokens[self.count] = int(first + position - start);
-            self.slots[self.count] =
-                tables.full.id_at(position) * int(self.rows_per_block) + int(row);
+        let mut closing = (start + 1).next_multiple_of(RATIO) - 1;
+        let missed = planted::is(Bug::GroupNotClosed) && start % RATIO != 0;
+        closing += if missed { RATIO } else { 0 };
+        while closing < end {
+            let (id, inside) = tables.full.locate(closing);
+            let row = if planted::is(Bug::GroupMisplaced) { 0 } else { inside / RATIO };
+            self.tokens[self.count] = int(first + closing - start);
+            self.slots[self.count] = id * int(self.rows_per_block) + int(row);
             self.count += 1;
+            closing += RATIO;
         }
     }
 }

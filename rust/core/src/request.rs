@@ -21,9 +21,12 @@
 //!   more of them; it may not
 //!   start before the steps are done that it was part of, whose answers still count.
 
+use std::cmp::Ordering;
+
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
 use crate::table::Tables;
@@ -43,6 +46,7 @@ impl Rank {
     pub(crate) fn new(arrived: StepId, priority: i32, aging_steps: usize, id: RequestId) -> Self {
         let step =
             i64::try_from(arrived.0).expect("2^63 steps take longer than the hardware lasts");
+        let step = if planted::is(Bug::AgingOff) { 0 } else { step };
         let aging = i64::try_from(aging_steps).expect("checked to fit int32");
         Self { urgency: step + i64::from(priority) * aging, arrival: id }
     }
@@ -92,12 +96,12 @@ impl Request {
 
     /// Adds a generated token; says whether the request ends with it.
     pub(crate) fn generate(&mut self, token: i32) -> Option<Finish> {
-        let may_stop = self.num_generated() >= self.min_tokens;
+        let num_before = self.num_generated();
         self.tokens.push(token);
-        if may_stop && self.stop_token_ids.contains(&token) {
+        if num_before >= self.min_tokens && self.stop_token_ids.contains(&token) {
             return Some(Finish::Stop);
         }
-        (self.num_generated() >= self.max_tokens).then_some(Finish::Length)
+        (num_before + 1 >= self.max_tokens).then_some(Finish::Length)
     }
 }
 
@@ -167,6 +171,13 @@ impl Active {
 
     /// The window begins at `position` from now on. `newest`: the newest step that was planned.
     pub(crate) fn slide(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
+        if self.tables.swa.holes_before(position) > 0 {
+            self.slide_past(position, newest, geometry);
+        }
+    }
+
+    #[inline(never)] // once in a block
+    fn slide_past(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
         let (saves, mut count) = (&mut self.reuse.saves, 0);
         self.tables.swa.slide(position, |index, block| {
             count += 1;
@@ -204,7 +215,8 @@ impl Prefilling {
         if self.0.planned < self.0.request.tokens.len() {
             Phase::Prefilling(self)
         } else {
-            Phase::Decoding(Decoding { active: self.0, sample, drafts: vec![], bank: 0 })
+            let (newest, drafts) = (0, vec![]);
+            Phase::Decoding(Decoding { active: self.0, newest, sample, drafts, bank: 0 })
         }
     }
 }
@@ -213,6 +225,8 @@ impl Prefilling {
 #[derive(Debug)]
 pub(crate) struct Decoding {
     pub(crate) active: Active,
+    /// The last of its tokens: a plan need not fetch the end of a long list to know it.
+    newest: i32,
     /// Place of its newest sample among those of its newest step.
     sample: usize,
     /// Tokens that may come after the next one; a step finds out.
@@ -235,21 +249,27 @@ impl Decoding {
     /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
     pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
         let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
+        let newest = request.tokens[planned];
         let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
-        Self { active, sample: 0, drafts: vec![], bank: 0 }
+        Self { active, newest, sample: 0, drafts: vec![], bank: 0 }
     }
 
     pub(crate) fn next(&self) -> Next {
-        let Request { tokens, .. } = &self.active.request;
-        match tokens.get(self.active.planned) {
-            Some(&token) => Next::Known(token),
-            None if self.active.planned == tokens.len()
-                && self.active.request.output_left() > 1 =>
+        let num_tokens = self.active.request.tokens.len();
+        match self.active.planned.cmp(&num_tokens) {
+            Ordering::Less => Next::Known(self.newest),
+            Ordering::Equal
+                if self.active.request.output_left() > 1 || planted::is(Bug::ForwardedPastEnd) =>
             {
-                Next::Sampled(self.sample)
+                Next::Sampled(if planted::is(Bug::WrongSample) { 0 } else { self.sample })
             }
-            None => Next::None,
+            _ => Next::None,
         }
+    }
+
+    /// The tokens that its next row is sure of: one, or none if only a step in flight knows it.
+    pub(crate) fn known(&self) -> &[i32] {
+        if matches!(self.next(), Next::Known(_)) { std::slice::from_ref(&self.newest) } else { &[] }
     }
 
     /// The next token is part of `step`, and a sample is in flight.
@@ -258,11 +278,16 @@ impl Decoding {
         self.sample = sample;
     }
 
-    /// `count` tokens came of a step that was sure of one: the drafts before the last are computed.
-    pub(crate) fn accept(&mut self, count: usize, drafts: &[i32]) {
-        self.bank = count - 1;
-        self.active.planned += count - 1;
-        self.drafts.clear();
+    /// These tokens came of a step that was sure of one: the drafts before the last are computed.
+    pub(crate) fn accept(&mut self, tokens: &[i32], drafts: &[i32]) {
+        let Some((&newest, accepted)) = tokens.split_last() else { return };
+        self.newest = newest;
+        self.bank = if planted::is(Bug::BankKept) { 0 } else { accepted.len() };
+        self.active.planned +=
+            if planted::is(Bug::AllAccepted) { self.drafts.len() } else { accepted.len() };
+        if !planted::is(Bug::DraftsKept) {
+            self.drafts.clear();
+        }
         self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }
 }

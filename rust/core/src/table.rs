@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int};
+use crate::planted::{self, Bug};
 use crate::pool::{Pool, SlotState, State};
 use crate::transfer::ids::{Ticket, WriterKey};
 use crate::transfer::message::Target;
@@ -131,9 +132,20 @@ impl BlockTable {
         end.saturating_sub(self.end()).div_ceil(self.block_tokens)
     }
 
-    /// The block of a position that is covered.
-    pub fn id_at(&self, position: usize) -> i32 {
-        self.row[position / self.block_tokens - self.first]
+    /// The block of a position that is covered, and the place of the position in it.
+    pub fn locate(&self, position: usize) -> (i32, usize) {
+        let (place, inside) = match self.inside_last(position) {
+            Some(inside) => (self.row.len() - 1, inside),
+            None => (position / self.block_tokens - self.first, position % self.block_tokens),
+        };
+        (self.row[place], inside)
+    }
+
+    /// The place of a position in the last block, if it is there. What a decoding request writes
+    /// is, and needs no division.
+    fn inside_last(&self, position: usize) -> Option<usize> {
+        let inside = (position + self.block_tokens).checked_sub(self.end())?;
+        (inside < self.block_tokens).then_some(inside)
     }
 
     /// Blocks promised at admission.
@@ -153,6 +165,10 @@ impl BlockTable {
     /// blocks.
     pub fn takeable(&self, num_retired: usize) -> usize {
         let counts = self.pool.counts();
+        if planted::is(Bug::PromiseBroken) {
+            return counts.free;
+        }
+        let num_retired = if planted::is(Bug::UnsettledPromise) { 0 } else { num_retired };
         let by_right = self.remainder().saturating_sub(num_retired).min(counts.free);
         by_right.max(counts.free.saturating_sub(counts.reserved - self.remainder()))
     }
@@ -180,7 +196,8 @@ impl BlockTable {
             if promised {
                 self.pool.state().counts_mut().reserved -= 1;
             }
-            self.row.push(int(block.id().get() as usize));
+            let id = block.id().get() as usize - usize::from(planted::is(Bug::NeighbourBlock));
+            self.row.push(int(id));
             self.open.push_back(block);
         }
         true
@@ -231,7 +248,18 @@ impl BlockTable {
 
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
-        while (self.first + self.closed.len() + 1) * self.block_tokens <= written {
+        let written = written + usize::from(planted::is(Bug::SealedEarly));
+        if self.next_full() > written { Ok(()) } else { self.seal_full(written) }
+    }
+
+    /// The first open block is full once positions below this are written.
+    fn next_full(&self) -> usize {
+        (self.first + self.closed.len() + 1) * self.block_tokens
+    }
+
+    #[inline(never)] // once in a block
+    fn seal_full(&mut self, written: usize) -> Result<(), Violation> {
+        while self.next_full() <= written {
             let Some(block) = self.open.pop_front() else { break };
             match block.seal() {
                 Ok(block) => self.closed.push_back(Closed::Sealed(block)),
@@ -244,10 +272,20 @@ impl BlockTable {
         Ok(())
     }
 
+    /// Blocks wholly before `position`.
+    pub(crate) fn holes_before(&self, position: usize) -> usize {
+        let early = if planted::is(Bug::SlideEarly) { self.block_tokens - 1 } else { 0 };
+        let position = position + early;
+        if position < (self.first + 1) * self.block_tokens {
+            return 0; // nearly always, and without a division
+        }
+        (position / self.block_tokens - self.first).min(self.row.len())
+    }
+
     /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
     /// up by dropping them.
     pub fn slide(&mut self, position: usize, mut take: impl FnMut(usize, Slid)) {
-        let holes = (position / self.block_tokens).saturating_sub(self.first).min(self.row.len());
+        let holes = self.holes_before(position);
         if holes == 0 {
             return;
         }
@@ -307,15 +345,19 @@ impl BlockTable {
         start: usize,
         end: usize,
     ) -> Result<(), Violation> {
-        let closed = self.first + self.closed.len();
-        for index in start / self.block_tokens..end.div_ceil(self.block_tokens) {
-            let block = index.checked_sub(closed).and_then(|place| self.open.get(place));
-            match block {
-                Some(block) => state.expect_open(block.id(), block.generation())?,
-                None => return Err(state.refuse_write(self.owner, self.closed_id(index))),
-            }
+        if self.inside_last(start).is_some() && end <= self.end() {
+            return self.check_write(state, self.first + self.row.len() - 1);
         }
-        Ok(())
+        let mut indices = start / self.block_tokens..end.div_ceil(self.block_tokens);
+        indices.try_for_each(|index| self.check_write(state, index))
+    }
+
+    fn check_write(&self, state: &mut State, index: usize) -> Result<(), Violation> {
+        let place = index.checked_sub(self.first + self.closed.len());
+        match place.and_then(|place| self.open.get(place)) {
+            Some(block) => state.expect_open(block.id(), block.generation()),
+            None => Err(state.refuse_write(self.owner, self.closed_id(index))),
+        }
     }
 
     /// The full block at an index, to name in a violation: only if no other request reads it.
@@ -375,7 +417,7 @@ impl BlockTable {
 
 impl Drop for BlockTable {
     fn drop(&mut self) {
-        let remainder = self.remainder();
+        let remainder = if planted::is(Bug::PromiseLeaks) { 0 } else { self.remainder() };
         let mut state = self.pool.state();
         state.counts_mut().entitled -= self.entitled;
         state.counts_mut().reserved -= remainder;

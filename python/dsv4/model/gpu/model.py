@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from dsv4.config.model import ModelConfig
-from dsv4.errors import UnsupportedModel
-from dsv4.kernels.attention.split import DIM as HEAD_DIM
-from dsv4.kernels.index.queries import DIM as INDEX_DIM
-from dsv4.kernels.index.queries import HEADS as INDEX_HEADS
 from dsv4.kernels.linear.gemm import Workspace, bf16_linear
 from dsv4.kernels.mhc.boundary import Epsilons, Site, boundary, first_boundary, head_boundary
 from dsv4.model.caches import Caches
 from dsv4.model.gpu.attention import Attention
+from dsv4.model.gpu.dimensions import check_dimensions
 from dsv4.model.gpu.moe import MoE
 from dsv4.model.gpu.step import Bounds, Step, on_device
 from dsv4.model.gpu.weights import Shelf
@@ -26,8 +23,6 @@ from dsv4.model.model import StepOutput
 from dsv4.model.numerics import Numerics
 from dsv4.model.step import Frequencies
 from dsv4.model.weights import TensorSource
-
-HEADS_MULTIPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +89,6 @@ class GpuDeepseekV4:
         streams, u = head_boundary(at.streams, out, at.post, at.comb, self._head_site, self._eps)
         logits = bf16_linear(u[inputs.sample_tokens.long()], self._head, self._workspace, dtype=torch.float32)
         return StepOutput(logits, streams)
-
-
-def check_dimensions(config: ModelConfig, numerics: Numerics) -> None:
-    """Raises UnsupportedModel, naming the number, unless there are kernels for this shape and these formats."""
-    for name, value, holds, needs in (
-        ("head_dim", config.head_dim, config.head_dim == HEAD_DIM, HEAD_DIM),
-        ("index_head_dim", config.index_head_dim, config.index_head_dim == INDEX_DIM, INDEX_DIM),
-        ("index_n_heads", config.index_n_heads, config.index_n_heads == INDEX_HEADS, INDEX_HEADS),
-        ("hc_mult", config.hc_mult, config.hc_mult == 4, 4),
-        ("sliding_window", config.sliding_window, config.sliding_window == 128, 128),
-        (
-            "num_attention_heads",
-            config.num_attention_heads,
-            config.num_attention_heads % HEADS_MULTIPLE == 0,
-            f"a multiple of {HEADS_MULTIPLE}",
-        ),
-    ):
-        if not holds:
-            raise UnsupportedModel(f"{name} is {value}; the GPU's kernels take {needs}. Use device 'cpu'")
-    for name, kind, kinds in (
-        ("dtype", numerics.dtype, ("bfloat16",)),
-        ("kv_cache_dtype", numerics.kv, ("fp8_ds_mla",)),
-        ("indexer_dtype", numerics.index, ("fp4", "fp8")),
-    ):
-        if kind not in kinds:
-            raise UnsupportedModel(f"{name} is {kind!r}; the GPU's kernels take {' or '.join(kinds)}")
 
 
 def _site(shelf: Shelf, prefix: str, norm: str) -> Site:

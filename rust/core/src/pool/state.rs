@@ -7,6 +7,7 @@ use super::remote::Remote;
 use crate::block::Role;
 use crate::error::Violation;
 use crate::ids::{BlockId, Group, RequestId, StepId};
+use crate::planted::{self, Bug};
 
 /// State of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,7 @@ impl State {
 
     /// Frees what no later step may read.
     pub(super) fn reclaim(&mut self, done: StepId) {
+        let done = if planted::is(Bug::ReclaimEarly) { done.next() } else { done };
         while let Some(&(_, id)) = self.retired.front().filter(|(step, _)| *step <= done) {
             self.retired.pop_front();
             self.enter(id, SlotState::Free);
@@ -119,8 +121,9 @@ impl State {
     /// What was cached for a while retires with an older step than what was read just now; what a
     /// transfer reads waits for that as well.
     pub(super) fn retire_at(&mut self, id: BlockId, step: StepId) {
+        let step = if planted::is(Bug::DropFrees) { StepId(0) } else { step };
         self.enter(id, SlotState::Retired(step));
-        if self.slots[id.place()].tickets == 0 {
+        if self.slots[id.place()].tickets == 0 || planted::is(Bug::ReadForgotten) {
             self.list_retired(id, step);
         }
     }
@@ -140,8 +143,17 @@ impl State {
         let slot = self.slots[id.place()];
         let newest = self.newest_step;
         match (slot.state, role) {
-            _ if slot.generation != generation => {
+            _ if slot.generation != generation && !planted::is(Bug::StaleHandle) => {
                 self.violate(id, generation, "given up by a handle of an earlier life");
+            }
+            (SlotState::Open, Role::Owner) if planted::is(Bug::DoubleFree) => {
+                self.retire_at(id, newest);
+                self.retire_at(id, newest);
+            }
+            (SlotState::Shared { keepers: 0, .. }, Role::Reader)
+                if planted::is(Bug::ReaderTakesAll) =>
+            {
+                self.retire_at(id, newest);
             }
             (SlotState::Open | SlotState::Sealed, Role::Owner)
             | (SlotState::Shared { readers: 1, keepers: 0 }, Role::Reader) => {
@@ -183,6 +195,7 @@ impl State {
     }
 
     /// A write outside the open blocks of `owner`, as its table found it; `id` if it names a block.
+    #[cold]
     pub(crate) fn refuse_write(&mut self, owner: RequestId, id: Option<BlockId>) -> Violation {
         self.counts.violations += 1;
         let violation = Violation {
@@ -224,6 +237,7 @@ impl State {
 
     /// Counts a broken invariant and, if the handle is of the slot's present life, quarantines
     /// the block: its state is in doubt. A handle of an earlier life has no say over the block.
+    #[cold]
     pub(super) fn violate(&mut self, id: BlockId, generation: u32, what: &str) -> Violation {
         let slot = self.slots[id.place()];
         self.counts.violations += 1;

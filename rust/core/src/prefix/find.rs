@@ -6,6 +6,7 @@ use super::hash::Key;
 use super::trie::{NodeId, Wanted};
 use crate::block::{Block, Shared};
 use crate::error::Violation;
+use crate::planted::{self, Bug};
 
 /// How a request takes part in the cache.
 #[derive(Debug, Default)]
@@ -83,7 +84,9 @@ impl Prefix {
             return found;
         }
         sharing.extend_keys(tokens, self.block_tokens);
-        let most = (tokens.len() - 1) / self.block_tokens;
+        let last = usize::from(!planted::is(Bug::HitCoversAll));
+        let most = (tokens.len() - last) / self.block_tokens;
+        let most = most.saturating_sub(usize::from(planted::is(Bug::HitOneShort)));
         let mut num_hit = 0;
         let mut parent = None;
         for index in 0..most {

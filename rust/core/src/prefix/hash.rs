@@ -7,6 +7,7 @@
 //! in the core. A key only finds; parent, tokens and salt are compared before anything is lent, so
 //! that whoever makes two prefixes collide loses a hit and reads nothing of another's.
 
+use crate::planted::{self, Bug};
 /// What a prefix is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(u64, u64);
@@ -24,6 +25,7 @@ fn fold(a: u64, b: u64) -> u64 {
 impl Key {
     /// Where the prefixes of one tenant begin.
     pub fn root(salt: &str) -> Self {
+        let salt = if planted::is(Bug::SaltIgnored) { "" } else { salt };
         let bytes = salt.as_bytes().iter().map(|&byte| u64::from(byte) + 1);
         Self(MULTIPLIERS[2], MULTIPLIERS[3]).mix(bytes)
     }
@@ -49,6 +51,9 @@ impl Key {
         for word in words {
             a = fold(a ^ word, MULTIPLIERS[0] ^ b.rotate_left(23));
             b = (b ^ word).wrapping_mul(MULTIPLIERS[1]).rotate_left(31).wrapping_add(a);
+        }
+        if planted::is(Bug::ShortKey) {
+            return Self(a & 0xff, 0);
         }
         Self(fold(a ^ MULTIPLIERS[2], b | 1), fold(b ^ MULTIPLIERS[3], a | 1))
     }

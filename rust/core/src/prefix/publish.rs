@@ -9,6 +9,7 @@ use crate::block::{Block, Shared};
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
+use crate::planted::{self, Bug};
 use crate::table::Tables;
 
 /// What a running request and the cache have to do with each other.
@@ -42,14 +43,24 @@ impl Prefix {
     /// The rows below `written` are good: the full blocks and the saves among them are cached.
     pub(crate) fn publish(
         &mut self,
-        mut computed: Computed<'_>,
+        computed: Computed<'_>,
         written: usize,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        let num_full = written / self.block_tokens;
-        if computed.reuse.num_published >= num_full || !self.caches(computed.sharing) {
+        let next_full = (computed.reuse.num_published + 1) * self.block_tokens;
+        if written < next_full || !self.caches(computed.sharing) {
             return Ok(());
         }
+        self.publish_full(computed, written / self.block_tokens, geometry)
+    }
+
+    #[inline(never)] // once in a block
+    fn publish_full(
+        &mut self,
+        mut computed: Computed<'_>,
+        num_full: usize,
+        geometry: &Geometry,
+    ) -> Result<(), Violation> {
         computed.sharing.extend_keys(computed.tokens, self.block_tokens);
         while computed.reuse.num_published < num_full {
             let Some(node) = self.publish_block(&mut computed)? else { break };
@@ -73,7 +84,7 @@ impl Prefix {
         let full = &mut computed.tables.full;
         if let Some(node) = self.trie.find(&wanted) {
             let block = &self.trie.node(node).block;
-            if !full.is_at(index, block.id()) {
+            if !full.is_at(index, block.id()) && !planted::is(Bug::DuplicateKept) {
                 // A broken block of the cache is no reason to fail whoever has its own.
                 let Ok(block) = block.lend() else { return Ok(None) };
                 full.replace_at(index, block);
@@ -110,7 +121,7 @@ impl Prefix {
                 self.trie.pass_checkpoint_above(node);
             }
         }
-        if !is_rolling {
+        if !is_rolling || planted::is(Bug::RollingKept) {
             return Ok(());
         }
         if let Some(before) = computed.reuse.rolling.replace(node).filter(|&before| before != node)

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::checkpoint::{Checkpoint, Standing};
 use super::hash::Key;
 use crate::block::{Block, Cached};
+use crate::planted::{self, Bug};
 
 /// Where a node is stored; another may come to be there later, but not while it has users.
 pub(crate) type NodeId = usize;
@@ -100,9 +101,10 @@ impl Trie {
     pub(crate) fn find(&self, wanted: &Wanted<'_>) -> Option<NodeId> {
         let &id = self.by_key.get(&wanted.key)?;
         let node = self.node(id);
-        let same_salt = wanted.parent.is_some() || *node.salt == *wanted.salt;
+        let same_salt =
+            planted::is(Bug::SaltIgnored) || wanted.parent.is_some() || *node.salt == *wanted.salt;
         let same = node.parent == wanted.parent && same_salt && *node.tokens == *wanted.tokens;
-        same.then_some(id)
+        (same || planted::is(Bug::ShortKey)).then_some(id)
     }
 
     /// Adds a block, or gives it back if its key means something else.
@@ -149,7 +151,9 @@ impl Trie {
 
     fn list(&mut self, id: NodeId) {
         let node = self.node(id);
-        if node.num_children == 0 && node.users == 0 {
+        let is_inner = node.num_children > 0 && !planted::is(Bug::EvictsInnerNode);
+        let is_used = node.users > 0 && !planted::is(Bug::EvictsUsed);
+        if !is_inner && !is_used {
             self.leaves.insert((node.used_at, id));
         }
     }
@@ -171,6 +175,9 @@ impl Trie {
 
     /// The least recently used leaf, but not `protected`.
     pub(crate) fn oldest_leaf(&self, protected: Option<NodeId>) -> Option<NodeId> {
+        if planted::is(Bug::EvictsNewest) {
+            return self.leaves.iter().map(|&(_, id)| id).rfind(|&id| Some(id) != protected);
+        }
         self.leaves.iter().map(|&(_, id)| id).find(|&id| Some(id) != protected)
     }
 
@@ -184,7 +191,9 @@ impl Trie {
         self.remove_checkpoint(id);
         self.unlist(id);
         let node = self.nodes[id].take()?;
-        self.by_key.remove(&node.key);
+        if !planted::is(Bug::PhantomHit) {
+            self.by_key.remove(&node.key);
+        }
         self.vacant.push(id);
         if let Some(parent) = node.parent {
             self.unlist(parent);
@@ -218,7 +227,7 @@ impl Trie {
         }
         let Some(id) = above else { return };
         let node = self.node_mut(id);
-        if node.num_children > 1 {
+        if node.num_children > 1 && !planted::is(Bug::EvictsFork) {
             return;
         }
         let Some(checkpoint) = &mut node.checkpoint else { return };

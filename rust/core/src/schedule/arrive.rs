@@ -5,6 +5,7 @@ use super::Scheduler;
 use super::receive::{Arriving, NoLanding};
 use super::rooms::OnFailure;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::request::{Decoding, Finish, Phase, Rank, Waiting};
 
 /// How many requests may be looked at behind those that cannot land.
@@ -46,7 +47,7 @@ impl Scheduler {
                     arriving.waits_for = Some(wait);
                 }
                 let since = *arriving.blocked_since.get_or_insert(self.newest);
-                if self.is_overdue(since) {
+                if self.is_overdue(since) && !planted::is(Bug::ArrivalsStarve) {
                     self.rooms.overdue = Some(rank);
                 }
             }
@@ -129,7 +130,7 @@ impl Scheduler {
         if let Some(landing) = landing {
             self.drop_landing(landing);
         }
-        if on_failure == OnFailure::Recompute {
+        if on_failure == OnFailure::Recompute && !planted::is(Bug::NeverRecomputed) {
             let (rank, num_tokens) = (request.rank, request.tokens.len());
             let place = self.requests.insert(Phase::Waiting(Waiting::new(request)));
             self.queue.insert(rank, place, num_tokens);

@@ -2,6 +2,7 @@
 
 use super::{Place, Row, Scheduler};
 use crate::ids::Group;
+use crate::planted::{self, Bug};
 use crate::request::{Next, Phase};
 
 /// What came of the wish to grow.
@@ -57,11 +58,15 @@ impl Scheduler {
     /// How many drafts a request brings: no more than it has output left for, and than there is
     /// room for without taking it from anybody.
     fn choose_drafts(&mut self, place: Place, start: usize, drafts_left: usize) -> usize {
+        if self.limits.max_draft_tokens == 0 {
+            return 0;
+        }
         let Phase::Decoding(decoding) = self.requests.at(place) else { return 0 };
         let output = decoding.active.request.output_left();
         let max_draft_tokens = self.dispatch.band().max_draft_tokens;
         let most = decoding.drafts.len().min(max_draft_tokens).min(drafts_left);
         let wanted = most.min(output.saturating_sub(1));
+        let wanted = if planted::is(Bug::DraftsPastEnd) { most } else { wanted };
         if wanted == 0 || self.find_room_ahead(place, start + 1 + wanted) == Room::Made {
             return wanted;
         }
@@ -72,7 +77,11 @@ impl Scheduler {
     /// Room below `end` for positions that may come to nothing: from what was promised, from the
     /// free blocks and from the cache, but from no other request.
     fn find_room_ahead(&mut self, place: Place, end: usize) -> Room {
-        if self.grow(place, end).is_none() { Room::Made } else { Room::Later }
+        if self.grow(place, end).is_none() || planted::is(Bug::DraftsUncovered) {
+            Room::Made
+        } else {
+            Room::Later
+        }
     }
 
     /// Grows both tables to cover positions below `end`; the group that is short, if one is.

@@ -4,6 +4,7 @@ use super::{Flight, Row, Scheduler};
 use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
 use crate::metadata::{RowInput, StepLayout};
+use crate::planted::{self, Bug};
 use crate::request::Phase;
 
 /// One decided step; its arrays are in the lent memory.
@@ -86,6 +87,9 @@ impl Scheduler {
                 }
             }
         }
+        if planted::is(Bug::FailsAll) && !broken.is_empty() {
+            broken = self.chosen.iter().map(|row| row.place).collect();
+        }
         for &place in &broken {
             self.chosen.retain(|row| row.place != place);
             self.fail(place);
@@ -114,13 +118,15 @@ impl Scheduler {
             let phase = self.requests.at(row.place);
             let Some(active) = phase.active() else { continue };
             let all = &active.request.tokens;
-            let (drafts, bank) = match phase {
-                Phase::Decoding(decoding) => (&decoding.drafts[..row.num_drafts()], decoding.bank),
-                _ => (&[][..], 0),
+            let (tokens, drafts, bank) = match phase {
+                Phase::Decoding(decoding) => {
+                    (decoding.known(), &decoding.drafts[..row.num_drafts()], decoding.bank)
+                }
+                _ => (&all[row.start..row.end()], &[][..], 0),
             };
             let first_sample = arrays.num_samples;
             arrays.push(&RowInput {
-                tokens: all.get(row.start..row.end() - drafts.len()).unwrap_or_default(),
+                tokens,
                 source: row.source,
                 drafts,
                 next: all.get(row.end()).copied(),
@@ -133,9 +139,9 @@ impl Scheduler {
             if row.num_samples > 0 {
                 plan.sample_counts.push(row.num_samples);
             }
-            for end in row.num_sure() + 1..=row.end() {
+            for position in row.num_sure()..row.end() {
                 plan.sample_request_ids.push(row.id);
-                plan.sample_positions.push(end - active.request.num_prompt_tokens);
+                plan.sample_positions.push(position + 1 - active.request.num_prompt_tokens);
             }
             plan.num_forwarded += usize::from(row.source.is_some());
             plan.num_draft_tokens += drafts.len();
@@ -172,9 +178,19 @@ impl Scheduler {
             is_sent = row.num_samples > 0 && self.rooms.departs(row.id);
             self.requests.put(row.place, prefilling.plan(row.len, step, sample));
         }
-        if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+        if planted::is(Bug::PublishedEarly)
+            && let Some(active) = self.requests.at_mut(row.place).active_mut()
+            && active.seal(row.end()).is_ok()
+        {
+            let written = row.end().min(active.request.tokens.len());
+            let _ = self.prefix.publish(active.computed(), written, &self.geometry);
+        }
+        let is_late = planted::is(Bug::SlideLate) && row.num_samples == 0;
+        if let Some(active) = self.requests.at_mut(row.place).active_mut().filter(|_| !is_late) {
             // What is sent behind a whole prompt begins a position before what its next token sees.
-            let start = self.geometry.window_start(active.planned);
+            let ahead = if planted::is(Bug::DraftsSlide) { row.num_drafts() } else { 0 };
+            let start = self.geometry.window_start(active.planned + ahead);
+            let is_sent = is_sent && !planted::is(Bug::SentWindowSlid);
             let start = start.saturating_sub(usize::from(is_sent));
             active.slide(start, step, &self.geometry);
         }

@@ -41,6 +41,7 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
+use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::recipe::{Dispatch, Recipe};
@@ -205,6 +206,9 @@ impl Scheduler {
 
     /// The request that comes last in rank goes back to the queue.
     fn preempt_last(&mut self) {
+        if planted::is(Bug::PreemptsFirst) {
+            self.running.rotate_left(1);
+        }
         let Some((rank, place)) = self.running.pop() else { return };
         let mut phase = self.requests.take(place);
         if let Some(active) = phase.active_mut() {
@@ -238,6 +242,9 @@ impl Scheduler {
         }
         let id = request.id;
         self.give_up_room(id, Reason::Cancelled);
+        if planted::is(Bug::EndLeaks) {
+            std::mem::forget(phase);
+        }
         id
     }
 
@@ -251,8 +258,13 @@ impl Scheduler {
     /// Ends a request on its owner's wish; false if it has ended.
     pub(crate) fn abort(&mut self, id: RequestId) -> bool {
         let Some(place) = self.requests.place_of(id) else { return self.abort_elsewhere(id) };
+        if planted::is(Bug::AbortIgnored) && self.requests.at(place).active().is_none() {
+            return true;
+        }
         self.end(place);
-        self.pools.reclaim(self.done);
+        if !planted::is(Bug::AbortWaits) {
+            self.pools.reclaim(self.done);
+        }
         true
     }
 

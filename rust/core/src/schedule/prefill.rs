@@ -3,6 +3,7 @@
 use super::reuse::Room;
 use super::{Place, Row, Scheduler};
 use crate::ids::{Group, StepId};
+use crate::planted::{self, Bug};
 use crate::prefix::publish::Reuse;
 use crate::request::Phase;
 use crate::table::Tables;
@@ -80,7 +81,7 @@ impl Scheduler {
         let aging_steps = self.limits.aging_steps as u64;
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return false };
         let since = *waiting.blocked_since.get_or_insert(now);
-        now.0 - since.0 >= aging_steps
+        now.0 - since.0 >= aging_steps && !planted::is(Bug::OvertakenForever)
     }
 
     /// As long a chunk as budget and window blocks allow, up to the next place where a checkpoint

@@ -17,6 +17,7 @@ use crate::admit::Wait;
 use crate::block::{Block, Incoming};
 use crate::error::Violation;
 use crate::ids::{Group, StepId};
+use crate::planted::{self, Bug};
 use crate::prefix::find::Found;
 use crate::prefix::publish::Reuse;
 use crate::request::Request;
@@ -148,7 +149,7 @@ impl Scheduler {
         for (group, pool) in self.pools.each() {
             let counts = pool.counts();
             let most = counts.capacity / QUARANTINE_SHARE;
-            if counts.quarantined > most {
+            if counts.quarantined > most && !planted::is(Bug::OffersUnbounded) {
                 return Err(Wait { group, needs: counts.quarantined, has: most });
             }
             let is_one = matches!(group, Group::State | Group::Aux);
@@ -176,8 +177,10 @@ impl Scheduler {
         let landing = self.rooms.landings();
         let landing = landing.map(|(other, held)| life(other) + all - held.full.entitled());
         match beside.chain(mine).chain(landing).find(|&needs| needs > has) {
-            Some(needs) => Err(Wait { group: Group::Full, needs, has }),
-            None => Ok(()),
+            Some(needs) if !planted::is(Bug::LandsOnLives) => {
+                Err(Wait { group: Group::Full, needs, has })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -208,7 +211,9 @@ impl Scheduler {
 
     /// A landing is given up: what may still be written is quarantined.
     pub(super) fn drop_landing(&mut self, landing: Landing) {
-        self.prefix.trie.move_user(landing.reuse.node, None);
+        if !planted::is(Bug::LandingLeaks) {
+            self.prefix.trie.move_user(landing.reuse.node, None);
+        }
         drop(landing);
         self.pools.reclaim(self.done);
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::RequestId;
+use crate::planted::{self, Bug};
 use crate::request::{Phase, Rank};
 
 /// Where a request is stored. Another may come to be there later, so compare the id as well.
@@ -55,7 +56,8 @@ impl Requests {
 
     /// What is at a place that was noted earlier, if it is still that request.
     pub(crate) fn still_at(&mut self, place: Place, id: RequestId) -> Option<&mut Phase> {
-        self.places[place].as_mut().filter(|phase| phase.request().id == id)
+        let any = planted::is(Bug::EndedSettled);
+        self.places[place].as_mut().filter(|phase| any || phase.request().id == id)
     }
 
     /// The same, to look at.
@@ -90,7 +92,7 @@ impl Queue {
     }
 
     pub(crate) fn remove(&mut self, rank: Rank, num_tokens: usize) {
-        if self.by_rank.remove(&rank).is_some() {
+        if self.by_rank.remove(&rank).is_some() && !planted::is(Bug::QueueTokensLeak) {
             self.num_tokens -= num_tokens;
         }
     }

@@ -5,6 +5,7 @@ use crate::admit::Wait;
 use crate::block::{Block, Open};
 use crate::ids::{Group, RequestId};
 use crate::metadata::StepArrays;
+use crate::planted::{self, Bug};
 use crate::prefix::checkpoint::Save;
 use crate::prefix::find::Found;
 use crate::prefix::publish::Reuse;
@@ -25,7 +26,7 @@ impl Scheduler {
     /// Room for a waiting request, after evicting what is in the way.
     pub(super) fn find_room(&mut self, place: Place) -> Room {
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return Room::No };
-        if waiting.busy_until > self.done {
+        if waiting.busy_until > self.done && !planted::is(Bug::RestartsBusy) {
             return Room::No;
         }
         let request = &mut waiting.request;
@@ -94,15 +95,17 @@ impl Scheduler {
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
         let slot = active.tables.slot.id();
         if let Some(source) = active.reuse.restore.take() {
-            arrays.restores.push(source.id(), slot);
+            if !planted::is(Bug::RestoreSkipped) {
+                arrays.restores.push(source.id(), slot);
+            }
         }
         // Of drafts, the first boundary is the likeliest to be reached.
         let end = match row.num_samples {
             0 | 1 => row.end(),
             _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
         };
-        let is_boundary = end % self.geometry.block_tokens == 0;
-        if !is_boundary || !self.prefix.caches(&active.request.sharing) {
+        let is_cached = self.prefix.caches(&active.request.sharing);
+        if !is_cached || end % self.geometry.block_tokens != 0 {
             return;
         }
         let is_stop = active.reuse.stops.has(end);
@@ -141,6 +144,8 @@ impl Scheduler {
 
     /// A request gives up its blocks; what it left in the cache may be evicted from now on.
     pub(super) fn leave_cache(&mut self, active: &mut Active) {
-        self.prefix.trie.move_user(active.reuse.node.take(), None);
+        if !planted::is(Bug::UserLeaks) {
+            self.prefix.trie.move_user(active.reuse.node.take(), None);
+        }
     }
 }

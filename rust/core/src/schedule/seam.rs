@@ -11,6 +11,7 @@ use super::send::{Departing, Sources, Stage};
 use super::settle::Event;
 use crate::error::Error;
 use crate::ids::{Group, RequestId};
+use crate::planted::{self, Bug};
 use crate::prefix::hash::Key;
 use crate::request::{Rank, Request};
 use crate::transfer::action::Action;
@@ -117,7 +118,7 @@ impl Scheduler {
             arriving.first_token = Some(first_token);
         }
         let Some(machines) = &mut self.rooms.machines else { return };
-        let actions = if is_token || found.non_finite {
+        let actions = if is_token || found.non_finite || planted::is(Bug::FirstTokenUnchecked) {
             machines.inspected(key, found)
         } else {
             machines.abort(key, Reason::TagMismatch)
@@ -204,8 +205,12 @@ impl Scheduler {
         };
         let (key, slot, aux) = (arriving.key, landing.slot.id(), landing.aux.id());
         let resets = &mut self.untold.errands.resets;
-        resets.push(Reset { group: Group::State, block: slot });
-        resets.push(Reset { group: Group::Aux, block: aux });
+        if !planted::is(Bug::StateNotReset) {
+            resets.push(Reset { group: Group::State, block: slot });
+        }
+        if !planted::is(Bug::TagNotZeroed) {
+            resets.push(Reset { group: Group::Aux, block: aux });
+        }
         if let Some(machines) = &mut self.rooms.machines {
             let (is_told, actions) = machines.offer(key, offer);
             debug_assert!(is_told, "only a room that waits for it lands");
@@ -254,6 +259,10 @@ impl Scheduler {
         let landing = self.rooms.arriving.get(&request).and_then(|a| a.landing.as_ref());
         if let Some(landing) = landing {
             let aux = landing.aux.id();
+            if planted::is(Bug::ResetLate) {
+                let slot = landing.slot.id();
+                self.untold.errands.resets.push(Reset { group: Group::State, block: slot });
+            }
             self.untold.errands.checks.push(Check { request, key, aux });
         }
     }

@@ -15,6 +15,7 @@ use crate::block::{Block, Open};
 use crate::error::Violation;
 use crate::geometry::Geometry;
 use crate::ids::{BlockId, RequestId};
+use crate::planted::{self, Bug};
 use crate::request::{Active, Finish, Phase, Request, Waiting};
 use crate::transfer::ids::{RoomKey, Ticket};
 use crate::transfer::message::Reason;
@@ -86,7 +87,7 @@ impl Scheduler {
             return;
         };
         departing.stage = Stage::Computing(aux);
-        departing.num_sent = num_cached;
+        departing.num_sent = if planted::is(Bug::HitSent) { 0 } else { num_cached };
         let (rank, num_tokens) = (request.rank, request.tokens.len());
         self.rooms.turns.answered(departing.key.peer, num_tokens);
         let place = self.requests.insert(Phase::Waiting(Waiting::new(*request)));
@@ -126,7 +127,9 @@ impl Scheduler {
             return Ok(());
         }
         let full = read_full(active, ticket, departing.num_sent..num_full)?;
-        departing.num_sent = num_full;
+        if !planted::is(Bug::SentTwice) {
+            departing.num_sent = num_full;
+        }
         let key = departing.key;
         self.send(key, ticket, Sources { full, tail: None });
         Ok(())
@@ -146,7 +149,7 @@ impl Scheduler {
 
     #[cold]
     fn send_rest(&mut self, place: Place, id: RequestId, finish: Finish) -> Option<Finish> {
-        if finish == Finish::NonFinite {
+        if finish == Finish::NonFinite && !planted::is(Bug::NonFiniteSent) {
             self.give_up_room(id, Reason::NonFinite);
             return Some(finish);
         }

@@ -4,6 +4,7 @@ use super::rooms::Errands;
 use super::{Flight, Row, Scheduler};
 use crate::error::Error;
 use crate::ids::{RequestId, StepId};
+use crate::planted::{self, Bug};
 use crate::request::{Finish, Phase};
 use crate::transfer::ids::{Incarnation, PeerRank, RoomKey, Ticket};
 use crate::transfer::message::Message;
@@ -153,21 +154,11 @@ impl<'a> Event<'a> {
 }
 
 impl<'a> Answer<'a> {
-    fn num_accepted(&self, index: usize) -> usize {
-        self.accepted.get(index).copied().unwrap_or_default()
-    }
-
-    /// The part of one row, which has the samples from `first` on and is the row `index` of those
-    /// that are sampled.
-    fn of_row(&self, first: usize, index: usize, max_draft_tokens: usize) -> RowAnswer<'a> {
-        let samples = first..=first + self.num_accepted(index);
+    /// The part of one row, of whose samples these count.
+    fn of_row(&self, samples: std::ops::Range<usize>, drafts: &'a [i32]) -> RowAnswer<'a> {
         let broken = self.non_finite.iter().filter(|&sample| samples.contains(sample)).min();
-        let drafts = self.drafts.chunks_exact(max_draft_tokens.max(1)).nth(index);
-        RowAnswer {
-            tokens: &self.tokens[samples.clone()],
-            broken: broken.map(|sample| sample - first),
-            drafts: drafts.unwrap_or_default(),
-        }
+        let broken = broken.map(|sample| sample - samples.start);
+        RowAnswer { tokens: &self.tokens[samples], broken, drafts }
     }
 }
 
@@ -211,7 +202,8 @@ impl Scheduler {
 
     fn check_events(&self, events: &[Event<'_>]) -> Result<(), Error> {
         let mut flights = self.flights.iter();
-        for event in events {
+        let num_checked = if planted::is(Bug::HalfApplied) { 1 } else { usize::MAX };
+        for event in events.iter().take(num_checked) {
             if let Some((step, answer)) = event.answer() {
                 let oldest = flights.next();
                 match oldest {
@@ -291,16 +283,19 @@ impl Scheduler {
     /// Rows of requests that have ended since are passed over.
     fn settle(&mut self, flight: &Flight, answer: &Answer<'_>, outcome: &mut Outcome) {
         outcome.reserve(flight.num_samples);
-        let (mut first, mut index) = (0, 0);
+        let mut accepted = answer.accepted.iter();
+        let mut drafts = answer.drafts.chunks_exact(self.limits.max_draft_tokens.max(1));
+        let mut first = 0;
         for row in &flight.rows {
             if row.num_samples == 0 {
                 self.settle_chunk(row, outcome);
                 continue;
             }
-            let of_row = answer.of_row(first, index, self.limits.max_draft_tokens);
+            let num_accepted = accepted.next().copied().unwrap_or_default();
+            let drafts = drafts.next().unwrap_or_default();
+            let of_row = answer.of_row(first..first + num_accepted + 1, drafts);
             self.settle_samples(row, &of_row, outcome);
             first += row.num_samples;
-            index += 1;
         }
     }
 
@@ -323,13 +318,18 @@ impl Scheduler {
         if is_waiting && self.rooms.departs(row.id) {
             return; // what the other side needs is gone: it computes it again
         }
+        if is_waiting && planted::is(Bug::TokenLost) {
+            return;
+        }
         let request = phase.request_mut();
         let num_finite = answer.broken.unwrap_or(answer.tokens.len());
+        let taken = planted::is(Bug::NonFiniteTaken);
+        let num_finite = if taken { answer.tokens.len() } else { num_finite };
         let (mut count, mut finish) = (0, None);
         for &token in &answer.tokens[..num_finite] {
             count += 1;
             finish = request.generate(token);
-            if finish.is_some() {
+            if finish.is_some() && !planted::is(Bug::StopOverrun) {
                 break;
             }
         }
@@ -341,11 +341,13 @@ impl Scheduler {
             && let Some(active) = phase.active_mut()
         {
             let written = row.num_sure() + count;
-            if row.num_samples > 1 {
+            if row.num_samples > 1 && !planted::is(Bug::RejectedSaved) {
                 let saves = &mut active.reuse.saves;
                 saves.retain(|s| s.boundary <= written || s.boundary > row.end());
             }
-            let sealed = active.seal(written);
+            let written = written + usize::from(planted::is(Bug::UncomputedPublished));
+            let full = if planted::is(Bug::RejectedSealed) { row.end() } else { written };
+            let sealed = active.seal(full);
             let publish = |()| self.prefix.publish(active.computed(), written, &self.geometry);
             if sealed.and_then(publish).is_err() {
                 self.end_broken(row, outcome);
@@ -356,22 +358,32 @@ impl Scheduler {
             && count > 0
             && let Phase::Decoding(decoding) = phase
         {
-            decoding.accept(count, answer.drafts);
+            decoding.accept(tokens, answer.drafts);
             if count > 1 {
                 let start = self.geometry.window_start(decoding.active.planned);
                 decoding.active.slide(start, self.newest, &self.geometry);
             }
         }
-        if finish.is_none() && answer.broken.is_some() {
+        if finish.is_none() && answer.broken.is_some() && !planted::is(Bug::NonFiniteTaken) {
             finish = Some(Finish::NonFinite);
+        }
+        if answer.broken.is_some()
+            && planted::is(Bug::NonFiniteCached)
+            && let Some(active) = phase.active_mut()
+        {
+            let _ = active.seal(row.end());
+            let _ = self.prefix.publish(active.computed(), row.end(), &self.geometry);
         }
         let ends = finish.is_some();
         finish = finish.and_then(|finish| self.send_last(row.place, row.id, finish));
-        for (index, &token) in tokens.iter().enumerate() {
-            let is_last = index + 1 == count && finish != Some(Finish::NonFinite);
-            outcome.push(row.id, Some(token), finish.filter(|_| is_last));
+        let is_broken = finish == Some(Finish::NonFinite);
+        if let Some((&last, before)) = tokens.split_last() {
+            for &token in before {
+                outcome.push(row.id, Some(token), None);
+            }
+            outcome.push(row.id, Some(last), finish.filter(|_| !is_broken));
         }
-        if finish == Some(Finish::NonFinite) {
+        if is_broken {
             outcome.push(row.id, None, finish);
         }
         if ends {

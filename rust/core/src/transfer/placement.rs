@@ -3,6 +3,7 @@
 //! Others place by `room % dp_size`, so a number drawn for a rank must leave that remainder, and
 //! must not exceed 2^63 - 1 although the draw may be that large.
 
+use crate::planted::{self, Bug};
 use crate::transfer::ids::Room;
 
 /// A data-parallel rank, and how many there are.
@@ -45,6 +46,9 @@ impl Placement {
         let (rank, size) = (u64::from(self.rank), u64::from(self.size));
         let Room(draw) = unplaced(draw)?;
         let most = (Room::MAX - rank) / size;
+        if planted::is(Bug::OldPlacement) {
+            return Ok(Room(draw / size * size + rank));
+        }
         Ok(Room(draw % (most + 1) * size + rank))
     }
 

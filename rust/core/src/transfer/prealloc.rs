@@ -8,6 +8,7 @@
 //! ```
 
 use crate::geometry::Geometry;
+use crate::planted::{self, Bug};
 
 /// Output tokens that admission reserves for one request.
 pub const RESERVED_OUTPUT_TOKENS: usize = 512;
@@ -40,6 +41,8 @@ impl Geometry {
     /// Tokens from the window block that a prompt's window begins in to its end.
     pub fn tail_tokens(&self, num_tokens: usize) -> usize {
         let start = num_tokens.saturating_sub(self.window);
+        let short = start > 0 && start % self.swa_block_tokens == 0 && planted::is(Bug::TailShort);
+        let start = if short { start + self.swa_block_tokens } else { start };
         num_tokens - start / self.swa_block_tokens * self.swa_block_tokens
     }
 

@@ -3,6 +3,8 @@
 //! No time-out is here, no missed beat, no expired lease, no failed send: whoever is silent may
 //! still write. Nor is the death of a process, on a transport whose buffers outlive it.
 
+use crate::planted::{self, Bug};
+
 /// Why a remote rank can write no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Proof {
@@ -61,6 +63,9 @@ impl Transport {
     /// Whether the evidence shows that the writer is gone and nothing of its will arrive.
     pub fn proves_writer_gone(self, evidence: Evidence) -> bool {
         use Evidence::{ExitAndAgentDestroyed, ProcessExit, ReceiverJoined, TaskJoined};
+        if planted::is(Bug::AnythingProves) {
+            return true;
+        }
         match self {
             Self::InProcess => evidence == TaskJoined,
             Self::Tcp => evidence == ReceiverJoined,

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::planted::{self, Bug};
 use crate::transfer::action::{Action, Ending, Oddity, Out};
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey};
 use crate::transfer::message::{Offer, Prompt, Reason, Refusal, Word, fold};
@@ -132,7 +133,7 @@ impl Receiving {
         self.offer = Some(offer);
         self.phase = Phase::Ready;
         for writer in &mut self.writers {
-            writer.owes = true;
+            writer.owes = !planted::is(Bug::OwesOnArrival);
         }
         self.repeat = Repeat::start(timing);
         self.say_again(out);
@@ -168,13 +169,17 @@ impl Receiving {
                 self.tell(at, Word::Abort(reason), out);
             }
             Word::AbortAck { drained } => {
-                if drained {
+                if drained || planted::is(Bug::AckProves) {
                     self.discharge(at, Proof::AbortAckDrained, out);
+                }
+                if drained && planted::is(Bug::OneAckForAll) {
+                    self.discharge_all(Proof::AbortAckDrained, out);
                 }
                 return self.given_up(Reason::Refused(Refusal::Closed), timing, out);
             }
             Word::Refuse(refusal) => {
-                if matches!(refusal, Refusal::Unknown | Refusal::Closed) {
+                let proves = matches!(refusal, Refusal::Unknown | Refusal::Closed);
+                if proves || planted::is(Bug::RefusalProves) {
                     self.discharge(at, Proof::RefusedNeverStarted, out);
                 }
                 return self.given_up(Reason::Refused(refusal), timing, out);
@@ -212,6 +217,9 @@ impl Receiving {
             }
             Phase::Bootstrapping => return self.abort(Reason::ItemsMismatch, timing, out),
             _ => {}
+        }
+        if planted::is(Bug::ChunkProves) {
+            self.discharge(at, Proof::Done, out);
         }
         match self.writers[at].chunks.insert(chunk, landed) {
             Some(before) if before != landed => self.abort(Reason::ItemsMismatch, timing, out),
@@ -259,7 +267,12 @@ impl Receiving {
         let offer = self.offer.as_ref()?;
         let planned = u64::from(offer.num_items());
         for writer in &self.writers {
-            let (chunks, digest) = writer.last?;
+            let Some((chunks, digest)) = writer.last else {
+                if planted::is(Bug::OneRankEnough) {
+                    continue;
+                }
+                return None;
+            };
             if writer.chunks.keys().any(|&chunk| chunk == 0 || chunk > chunks) {
                 return self.abort(Reason::ItemsMismatch, timing, out);
             }
@@ -267,7 +280,7 @@ impl Receiving {
                 return None;
             }
             let items: u64 = writer.chunks.values().map(|&(items, _)| u64::from(items)).sum();
-            if items != planned {
+            if items != planned && !planted::is(Bug::ItemsUnchecked) {
                 return self.abort(Reason::ItemsMismatch, timing, out);
             }
             if digest != fold(writer.chunks.values().map(|&(_, digest)| digest)) {
@@ -291,11 +304,12 @@ impl Receiving {
         }
         let RoomKey { room, epoch, peer } = self.key;
         let told = self.writers.iter().filter_map(|writer| writer.last.map(|(_, digest)| digest));
-        let wrong = if found.tag != (Tag { room, epoch, writer: peer }) {
+        let is_mine = found.tag == (Tag { room, epoch, writer: peer });
+        let wrong = if !is_mine && !planted::is(Bug::TagUnchecked) {
             Some(Reason::TagMismatch)
-        } else if found.non_finite {
+        } else if found.non_finite && !planted::is(Bug::FlagUnchecked) {
             Some(Reason::NonFinite)
-        } else if !told.eq(found.digests.iter().copied()) {
+        } else if !told.eq(found.digests.iter().copied()) && !planted::is(Bug::DigestUnchecked) {
             Some(Reason::DigestMismatch)
         } else {
             None
@@ -316,6 +330,9 @@ impl Receiving {
         self.phase = Phase::Aborting(reason);
         self.repeat = Repeat::start(timing);
         out.push(Action::Fail(self.key, reason));
+        if planted::is(Bug::LeaseFrees) && reason == Reason::LeaseExpired {
+            self.discharge_all(Proof::Done, out);
+        }
         self.tell_all(&Word::Abort(reason), out);
         self.closed()
     }
@@ -357,7 +374,12 @@ impl Receiving {
     /// Time passed.
     pub fn elapse(&mut self, milliseconds: u64, timing: &Timing, out: &mut Out) {
         if self.repeat.elapse(milliseconds, timing) {
-            self.say_again(out);
+            if planted::is(Bug::TimeProves) && matches!(self.phase, Phase::Aborting(_)) {
+                self.discharge_all(Proof::AbortAckDrained, out);
+            }
+            if !planted::is(Bug::SaidOnce) {
+                self.say_again(out);
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::planted::{self, Bug};
 use crate::transfer::action::{Action, Ending, Oddity, Out};
 use crate::transfer::ids::{Epoch, Incarnation, PeerRank, Room, RoomKey, Ticket};
 use crate::transfer::message::{Beat, Message, Offer, Prompt, Reason, Refusal, Word};
@@ -127,10 +128,11 @@ impl Rooms {
         if self.live.contains_key(&key) {
             return Err(Denied::Duplicate);
         }
-        if self.gone.contains(&key.peer) {
+        if self.gone.contains(&key.peer) && !planted::is(Bug::DeadPeerTaken) {
             return Err(Denied::PeerGone);
         }
-        if let Some(ending) = self.tombstones.get(key) {
+        if let Some(ending) = self.tombstones.get(key).filter(|_| !planted::is(Bug::RoomUsedTwice))
+        {
             return Err(Denied::Over(ending));
         }
         if self.is_full() { Err(Denied::Full) } else { Ok(()) }
@@ -223,11 +225,15 @@ impl Rooms {
     /// A message came.
     pub fn hear(&mut self, from: PeerRank, message: &Message) -> Vec<Action> {
         if let Some(silence) = self.peers.get_mut(&from.incarnation) {
-            silence.milliseconds = 0;
+            let renews =
+                !matches!(message, Message::Beat(_)) || !planted::is(Bug::BeatRenewsNothing);
+            silence.milliseconds *= u64::from(!renews);
         }
         match message {
             Message::About { room, epoch, word } => {
                 let key = RoomKey { room: *room, epoch: *epoch, peer: from.incarnation };
+                let alike = |live: &&RoomKey| live.room == *room && planted::is(Bug::EpochIgnored);
+                let key = self.live.keys().find(alike).copied().unwrap_or(key);
                 self.hear_about(key, from, word)
             }
             Message::Beat(beat) => {
@@ -248,6 +254,7 @@ impl Rooms {
     fn hear_about(&mut self, key: RoomKey, from: PeerRank, word: &Word) -> Vec<Action> {
         if let Word::Offer(offer) = word
             && offer.num_fences != self.num_fences(from.incarnation)
+            && !planted::is(Bug::OldOfferTaken)
         {
             // From before the way in was cut: the blocks may have other owners now. Or from behind
             // it, and told again when this worker knows that it is connected anew.
@@ -263,7 +270,7 @@ impl Rooms {
         }
         let mut actions = vec![];
         let out = &mut Out::new(key, &mut actions);
-        if let Some(ending) = self.tombstones.get(key) {
+        if let Some(ending) = self.tombstones.get(key).filter(|_| !planted::is(Bug::NoTombstone)) {
             out.count(Oddity::Late);
             if let Some(answer) = answer(self.side, ending, word) {
                 out.tell(from, answer);
@@ -285,6 +292,9 @@ impl Rooms {
     fn never(&mut self, key: RoomKey, from: PeerRank, word: &Word, out: &mut Out) {
         if self.is_full() {
             out.count(Oddity::Full); // no note, no answer: an answer would be a proof
+            if planted::is(Bug::AnswerWithoutNote) {
+                out.tell(from, Word::Refuse(Refusal::Unknown));
+            }
             return;
         }
         let ending = match (self.side, word) {
@@ -536,6 +546,9 @@ fn answer(side: Side, ending: Ending, word: &Word) -> Option<Word> {
         return None;
     }
     let aborts = matches!(word, Word::Abort(_));
+    if aborts && planted::is(Bug::AbortUnanswered) {
+        return None;
+    }
     Some(match (side, ending) {
         (Side::Prefill, Ending::Aborted { drained, .. }) if aborts => Word::AbortAck { drained },
         (_, Ending::Aborted { reason, .. }) if !aborts => Word::Abort(reason),

@@ -6,6 +6,7 @@
 //! ```
 //! Source and target correspond by position; lists of different lengths are an error, never cut.
 
+use crate::planted::{self, Bug};
 use crate::transfer::message::{Offer, Target};
 
 /// Neighbours on both sides.
@@ -95,7 +96,7 @@ fn merged(
     sources: &[u32],
     targets: &[Target],
 ) -> Result<Vec<Run>, LengthMismatch> {
-    if sources.len() != targets.len() {
+    if sources.len() != targets.len() && !planted::is(Bug::ListsCut) {
         let (sources, targets) = (sources.len(), targets.len());
         return Err(LengthMismatch { group, sources, targets });
     }
@@ -130,6 +131,7 @@ impl InFlight {
     /// Takes `bytes` on board, or says that they have to wait. Alone, a ticket always goes.
     pub fn admit(&mut self, bytes: u64) -> bool {
         let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= self.most;
+        let fits = fits || planted::is(Bug::BytesUnbounded);
         if fits {
             self.bytes += bytes;
         }

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::planted::{self, Bug};
 use crate::transfer::action::{Action, Ending, Oddity, Out};
 use crate::transfer::ids::{PeerRank, RoomKey, Ticket};
 use crate::transfer::message::{Offer, Prompt, Reason, Refusal, Word, fold};
@@ -53,9 +54,10 @@ impl Lengths {
     /// Whether an offer has exactly one target for each block.
     fn fit(&self, offer: &Offer) -> bool {
         let cached = offer.num_cached_tokens as usize;
-        cached % self.block_tokens == 0
-            && cached / self.block_tokens + offer.full.len() == self.full
-            && offer.swa.len() == self.swa
+        planted::is(Bug::ListsCut)
+            || cached % self.block_tokens == 0
+                && cached / self.block_tokens + offer.full.len() == self.full
+                && offer.swa.len() == self.swa
     }
 }
 
@@ -147,7 +149,9 @@ impl Sending {
         out: &mut Out,
     ) -> Option<Ending> {
         let Some(offer) = &self.offer else { return None };
-        if matches!(self.phase, Phase::Aborting(_)) || self.complete {
+        let is_over =
+            matches!(self.phase, Phase::Aborting(_)) && !planted::is(Bug::PostsAfterAbort);
+        if is_over || self.complete {
             return None;
         }
         let Ok(copies) = Copies::plan(chunk, offer, self.num_planned) else {
@@ -180,7 +184,7 @@ impl Sending {
         let at = self.tickets.remove(&ticket)?;
         out.push(Action::ReleaseSource(ticket));
         self.chunks[at].landed = landed;
-        self.failed |= !landed;
+        self.failed |= !landed && !planted::is(Bug::FailedDrained);
         if let Phase::Aborting(_) = self.phase {
             return self.drained(out);
         }
@@ -203,7 +207,7 @@ impl Sending {
         timing: &Timing,
         out: &mut Out,
     ) -> Option<Ending> {
-        if from != self.to {
+        if from != self.to && !planted::is(Bug::StrangerHeard) {
             out.count(Oddity::Stranger);
             return None;
         }
@@ -254,6 +258,7 @@ impl Sending {
             }
             (Phase::Bootstrapping, _) => return self.abort(Reason::LengthMismatch, timing, out),
             (_, Some(before)) if before == offer => out.count(Oddity::Repeated),
+            _ if planted::is(Bug::SecondOfferTaken) => self.offer = Some(offer.clone()),
             _ => return self.abort(Reason::ItemsMismatch, timing, out),
         }
         None
@@ -288,7 +293,9 @@ impl Sending {
         self.repeat = Repeat::start(timing);
         out.push(Action::Fail(self.key, reason));
         self.phase = Phase::Aborting(reason);
-        out.tell(self.to, Word::Abort(reason));
+        if !planted::is(Bug::AbortUntold) {
+            out.tell(self.to, Word::Abort(reason));
+        }
         self.over()
     }
 
@@ -296,7 +303,10 @@ impl Sending {
     fn stop(&mut self, reason: Reason, out: &mut Out) -> Option<Ending> {
         out.push(Action::Fail(self.key, reason));
         self.phase = Phase::Aborting(reason);
-        if self.tickets.is_empty() {
+        if planted::is(Bug::SourceReleased) {
+            self.tickets.keys().for_each(|&ticket| out.push(Action::ReleaseSource(ticket)));
+        }
+        if self.tickets.is_empty() || planted::is(Bug::DrainedEarly) {
             return self.drained(out);
         }
         out.tell(self.to, Word::AbortAck { drained: false });
@@ -317,6 +327,8 @@ impl Sending {
         let over = self.over();
         if over.is_some() {
             out.tell(self.to, Word::AbortAck { drained: !self.failed });
+        } else if planted::is(Bug::DrainedEarly) {
+            out.tell(self.to, Word::AbortAck { drained: true });
         }
         over
     }
@@ -349,7 +361,8 @@ impl Sending {
     }
 
     fn all_landed(&self) -> bool {
-        self.complete && self.chunks.iter().all(|chunk| chunk.landed)
+        let landed = |chunk: &Posted| chunk.landed || planted::is(Bug::FinalEarly);
+        self.complete && self.chunks.iter().all(landed)
     }
 
     fn report(&self, at: usize, out: &mut Out) {

@@ -187,6 +187,20 @@ fn a_handle_of_an_earlier_life_is_counted_and_changes_nothing() {
 }
 
 #[test]
+fn a_block_in_doubt_stays_so_while_a_handle_of_its_pool_is_left() {
+    let pool = Pool::new(crate::ids::Group::Full, 2);
+    let held = pool.take(RequestId(1)).expect("free");
+    let broken = pool.take(RequestId(2)).expect("free");
+    break_block(&pool, RequestId(2), SlotState::Free);
+    drop(broken);
+    pool.repair();
+    assert_eq!(pool.counts().quarantined, 1);
+    drop(held);
+    pool.repair();
+    assert_eq!((pool.counts().quarantined, pool.counts().retired), (0, 2));
+}
+
+#[test]
 fn a_broken_block_of_the_cache_costs_a_hit_and_no_request_and_goes_when_nothing_runs() {
     for group in 0..3 {
         let mut core = core_with(true);

@@ -85,6 +85,11 @@ pub fn break_once(mut rng: Rng, num_operations: usize) {
         _ => drop(forged::cached(&handles.pool, place, life)),
     }
     handles.pool.audit().expect("balanced after one handle too many");
+    let before = handles.pool.counts();
+    handles.pool.repair();
+    if before.held() + before.cached > 0 {
+        assert_eq!(handles.pool.counts(), before, "healed while handles are left");
+    }
     // Whoever was right about the block may now be the one who finds it gone.
     let pool = handles.let_go();
     pool.audit().expect("balanced after all are gone");

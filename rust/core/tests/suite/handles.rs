@@ -376,9 +376,11 @@ impl Handles {
     }
 }
 
+/// Two attempts of each room.
 fn key(number: usize) -> WriterKey {
     let peer = PeerRank { incarnation: Incarnation(1), rank: 0 };
-    WriterKey { room: Room(number as u64), epoch: Epoch(0), peer }
+    let epoch = Epoch(u32::from(number % 2 == 1));
+    WriterKey { room: Room(number as u64 / 2), epoch, peer }
 }
 
 /// Runs `num_operations` operations over pools of many sizes; returns how many there were.

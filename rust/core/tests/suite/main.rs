@@ -9,6 +9,7 @@
 //! - `lifecycles`, `window`, `prefix`, `flight`, `drafts`, `recipes`, `refusals`: one behaviour each, by name
 //! - `transfers`: prompts computed by one core and decoded by another, over the wire of `pair`;
 //!   `storm`: the same under loss, repetition, reordering, late landing and aborts
+//! - `words`: what the room machines say, and to whom they do not listen
 //! - `largest`: the largest legal step of every model fits its layout
 //!
 //! Every random test prints its seed when it fails; a seed replays the same run.
@@ -38,3 +39,4 @@ mod rng;
 mod storm;
 mod transfers;
 mod window;
+mod words;

@@ -5,7 +5,7 @@ use dsv4_core::error::Error;
 use dsv4_core::ids::RequestId;
 use dsv4_core::limits::Limits;
 use dsv4_core::transfer::ids::{Epoch, Incarnation, PeerRank, Room};
-use dsv4_core::transfer::message::{Message, Reason, Word};
+use dsv4_core::transfer::message::{Message, Reason, Refusal, Word};
 use dsv4_core::transfer::prealloc::Demand;
 use dsv4_core::transfer::proof::Evidence;
 use dsv4_core::transfer::receiving::Inspection;
@@ -304,6 +304,40 @@ fn ranks_that_write_one_prompt_are_obligations_of_their_own() {
 }
 
 #[test]
+fn a_refusal_is_a_proof_only_where_nothing_will_ever_be_written() {
+    let refusals = [
+        (Refusal::Busy, 3),
+        (Refusal::PromptMismatch, 3),
+        (Refusal::Unknown, 0),
+        (Refusal::Closed, 0),
+    ];
+    for (refusal, left) in refusals {
+        let mut room = TwoRanks::offered();
+        room.hear(0, Word::Refuse(refusal));
+        room.hear(3, Word::Refuse(refusal));
+        assert_eq!(room.decode.stat("full_quarantined"), left, "{refusal:?}");
+        room.hear(0, Word::AbortAck { drained: true });
+        room.hear(3, Word::AbortAck { drained: true });
+        room.decode.run(100);
+        room.decode.assert_at_rest();
+    }
+}
+
+#[test]
+fn what_was_written_must_be_what_was_planned() {
+    let mut room = TwoRanks::offered();
+    let items = room.items - 1;
+    for rank in [0, 3] {
+        room.hear(rank, Word::ChunkDone { chunk: 1, items, digest: 1 });
+        let outcome = room.hear(rank, Word::Final { chunks: 1, digest: 1 });
+        assert!(outcome.errands.checks.is_empty(), "nobody looks at what is not whole");
+    }
+    assert_eq!(room.decode.stat("num_recomputed"), 1);
+    room.decode.run(100);
+    room.decode.assert_at_rest();
+}
+
+#[test]
 fn a_prompt_is_there_when_every_rank_said_so() {
     let mut room = TwoRanks::offered();
     let items = room.items;
@@ -409,10 +443,11 @@ fn a_wrong_tag_digest_or_flag_or_token_is_never_served() {
         pair.tampered = tampers.get(case).copied();
         pair.first_token = if case == 3 { 1000 } else { 7 };
         let [_, d] = pair.submit(5, 600, 4);
-        while pair.stat(D, "num_recomputed") == 0 {
+        for _ in 0..20 {
             pair.pump();
             pair.step(P);
         }
+        assert_eq!(pair.stat(D, "num_recomputed"), 1, "case {case}");
         assert_eq!(pair.tokens(D, d), [0; 0], "case {case}");
         assert_eq!(pair.stat(D, "full_cached"), 0, "what was not believed is not shared");
         pair.run();
@@ -678,11 +713,13 @@ fn an_arrival_that_waited_long_enough_holds_the_queue_back() {
 
 #[test]
 fn a_landing_leaves_what_those_that_run_need_to_finish() {
-    // Whoever runs may grow to 5 blocks of 6; a landing of 2 would take what it needs.
-    let mut pair = narrow(sizes(6, 128, 8), &limits());
-    let local = pair.sides[D].submit(600, 600);
+    // Whoever runs may grow to 8 blocks of 8, of which it was promised 5: a landing of 2 would fit
+    // now, and take what it needs in the end.
+    let mut pair = narrow(sizes(8, 128, 8), &limits());
+    let local = pair.sides[D].submit(600, 1400);
     assert!(pair.step(D));
-    pair.submit(1, 300, 300);
+    assert_eq!(pair.stat(D, "full_free") - pair.stat(D, "full_reserved"), 3);
+    pair.submit(1, 300, 100);
     while pair.deliver(P) || pair.deliver(D) {}
     assert_eq!(pair.stat(D, "num_landing"), 0);
     pair.run();
