@@ -28,6 +28,25 @@ impl Spot {
     }
 }
 
+/// What one rank of an instance writes of every item: each half of a block is one rank's, and what
+/// is not divided is the last one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub rank: usize,
+    pub num_ranks: usize,
+}
+
+impl Share {
+    pub fn parts(self, spot: Spot) -> impl Iterator<Item = usize> {
+        let count = spot.num_parts();
+        let is_mine = move |&half: &usize| match count {
+            1 => self.rank + 1 == self.num_ranks,
+            _ => half % self.num_ranks == self.rank,
+        };
+        (0..count).filter(is_mine)
+    }
+}
+
 /// The bytes of one part of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cargo {
@@ -86,9 +105,9 @@ impl Device {
         }
     }
 
-    /// Over an item; the same wherever it lies.
-    pub fn digest_of(&self, spot: Spot) -> u64 {
-        (0..spot.num_parts()).fold(7, |digest, part| match self.load(spot, part) {
+    /// Over a share of an item; the same wherever it lies.
+    pub fn digest_of(&self, spot: Spot, share: Share) -> u64 {
+        share.parts(spot).fold(7, |digest, part| match self.load(spot, part) {
             Cargo::Rows(rows) => rows.iter().fold(digest, |digest, &row| mix(digest, row)),
             Cargo::State(state) => mix(digest, state.digest()),
             Cargo::Aux(row) => mix(digest, mix(row.tag, u64::from(row.first_token.unsigned_abs()))),

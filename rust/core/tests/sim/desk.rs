@@ -8,7 +8,7 @@ use dsv4_core::transfer::proof::{Evidence, Transport};
 use dsv4_core::transfer::receiving::{Inspection, Tag};
 use dsv4_core::transfer::runs::{Copies, Run};
 
-use crate::cargo::{AuxRow, Spot};
+use crate::cargo::{AuxRow, Share, Spot};
 use crate::device::Device;
 use crate::model::mix;
 use crate::rng::Rng;
@@ -60,29 +60,41 @@ pub fn spots_of(offer: &Offer) -> Vec<Spot> {
     full.chain(swa).chain([state, Spot::Aux(offer.aux.block as usize)]).collect()
 }
 
-/// Over one item: what it holds, and where it is to lie.
-pub fn digest(device: &Device, source: Spot, target: Spot) -> u64 {
+/// Over a share of one item: what it holds, and where it is to lie.
+pub fn digest(device: &Device, source: Spot, target: Spot, share: Share) -> u64 {
     let place = match target {
         Spot::Full(place) => place * 4,
         Spot::Swa(place) => place * 4 + 1,
         Spot::State(place) => place * 4 + 2,
         Spot::Aux(place) => place * 4 + 3,
     };
-    mix(place as u64, device.digest_of(source))
+    mix(place as u64, device.digest_of(source, share))
 }
 
 impl Desk {
     /// What is found where a room was told to write, and the first token.
-    pub fn inspect(&self, key: RoomKey, aux: usize, device: &Device) -> (i32, Inspection) {
+    pub fn inspect(
+        &self,
+        key: RoomKey,
+        aux: usize,
+        device: &Device,
+        num_ranks: usize,
+    ) -> (i32, Inspection) {
         let AuxRow { tag, first_token, non_finite } = device.aux[aux];
         let offer = self.offers.get(&key).expect("what is inspected was offered");
-        let spots = spots_of(offer).into_iter();
-        let sum = spots.fold(0_u64, |sum, spot| sum.wrapping_add(digest(device, spot, spot)));
+        let of_rank = |rank| {
+            let share = Share { rank, num_ranks };
+            let digests = spots_of(offer).into_iter().map(|spot| digest(device, spot, spot, share));
+            digests.fold(0, u64::wrapping_add)
+        };
         // The row holds a tag mixed from all of it: it is whole, or of nobody.
         let is_mine = tag == tag_of(key, key.peer);
         let writer = if is_mine { key.peer } else { Incarnation(0) };
         let tag = Tag { room: key.room, epoch: key.epoch, writer };
-        (first_token, Inspection { tag, digests: vec![sum], non_finite })
+        (
+            first_token,
+            Inspection { tag, digests: (0..num_ranks).map(of_rank).collect(), non_finite },
+        )
     }
 }
 

@@ -11,7 +11,7 @@
 use dsv4_core::Posting;
 use dsv4_core::transfer::ids::{Incarnation, RoomKey};
 
-use crate::cargo::{Cargo, Spot};
+use crate::cargo::{Cargo, Share, Spot};
 
 /// A process: a worker's place and which start of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,12 +59,13 @@ pub enum Stage {
 }
 
 impl Flow {
-    /// Items in order, source and target by position.
+    /// This rank's share of items in order, source and target by position.
     pub fn new(
         from: Process,
         to: Process,
         posting: &Posting,
         items: &[(Spot, Spot)],
+        share: Share,
         digest: u64,
     ) -> Self {
         let peer = Incarnation(u128::from(from.incarnation));
@@ -74,7 +75,7 @@ impl Flow {
             .iter()
             .flat_map(|&(source, target)| {
                 let part = move |half| Part { source, target, half, stage: Stage::Waits };
-                (0..source.num_parts()).map(part)
+                share.parts(source).map(part)
             })
             .collect();
         let num_left = parts.len();
@@ -92,13 +93,18 @@ impl Flow {
         }
     }
 
-    /// Can nothing of it land any more, and has nobody to be told?
-    pub fn is_over(&self) -> bool {
+    /// Is there a part that has not landed, and may?
+    pub fn may_land(&self) -> bool {
         let lands = |part: &Part| match part.stage {
             Stage::Waits => !self.has_failed,
             Stage::OnItsWay(_) => true,
             Stage::Over => false,
         };
-        self.is_told && (self.is_cut || !self.parts.iter().any(lands))
+        self.parts.iter().any(lands)
+    }
+
+    /// Can nothing of it land any more, and has nobody to be told?
+    pub fn is_over(&self) -> bool {
+        self.is_told && (self.is_cut || !self.may_land())
     }
 }

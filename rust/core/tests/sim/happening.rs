@@ -2,12 +2,12 @@
 
 use dsv4_core::Check;
 use dsv4_core::ids::StepId;
-use dsv4_core::transfer::ids::Room;
 use dsv4_core::transfer::proof::Evidence;
 
 use crate::faults::Fault;
 use crate::flow::Process;
 use crate::peers::Letter;
+use crate::router::Pairing;
 use crate::world::World;
 
 /// What happens at a time.
@@ -49,10 +49,8 @@ pub enum Happening {
     Letter(Box<Letter>),
     SubmitPrefill {
         job: usize,
-        prefill: Process,
-        decode: Process,
-        room: Room,
-        epoch: u32,
+        worker: usize,
+        pairing: Pairing,
     },
     Deadline {
         job: usize,
@@ -108,10 +106,7 @@ impl World {
             Happening::Read { job } => self.read(job),
             Happening::Mischief => self.mischief(),
             Happening::Crash => self.crash(),
-            Happening::Up { worker } => {
-                self.fired(Fault::Restart, worker);
-                self.workers[worker] = Some(self.fresh_worker(worker));
-            }
+            Happening::Up { worker } => self.come_up(worker),
             paired => self.happen_between(paired),
         }
     }
@@ -141,8 +136,8 @@ impl World {
             }
             Happening::Tick { worker, incarnation } => self.tick(worker, incarnation),
             Happening::Letter(letter) => self.receive_letter(&letter),
-            Happening::SubmitPrefill { job, prefill, decode, room, epoch } => {
-                self.submit_prefill(job, (prefill, decode), (room, epoch));
+            Happening::SubmitPrefill { job, worker, pairing } => {
+                self.submit_prefill(job, worker, pairing);
             }
             Happening::Deadline { job, epoch } => self.deadline(job, epoch),
             Happening::PartLeaves { flow, part } => self.part_leaves(flow, part),

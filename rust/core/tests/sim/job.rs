@@ -2,6 +2,7 @@
 
 use dsv4_core::NewRequest;
 use dsv4_core::ids::RequestId;
+use dsv4_core::transfer::ids::Room;
 
 use crate::flow::Process;
 use crate::oracle::Oracle;
@@ -72,8 +73,12 @@ pub struct Job {
     pub wants_stop: bool,
     pub accepted: bool,
     pub num_tries: usize,
-    /// The prefill worker of its attempt, and the request there once it arrived.
-    pub prefill: Option<(Process, Option<RequestId>)>,
+    /// The prefill instance of its last attempt.
+    pub prefill: Option<usize>,
+    /// Its last room, and the instance that it stood for.
+    pub room: Option<(usize, Room)>,
+    /// The requests at its ranks, as they arrive.
+    pub halves: Vec<(Process, RequestId)>,
     /// Attempts with a prefill worker are numbered from here.
     pub epoch: u32,
     pub num_paired: u32,
@@ -118,6 +123,8 @@ impl Job {
             accepted: false,
             num_tries: 0,
             prefill: None,
+            room: None,
+            halves: vec![],
             epoch: 0,
             num_paired: 0,
             emitted_before: 0,

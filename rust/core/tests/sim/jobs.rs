@@ -2,7 +2,7 @@
 
 use dsv4_core::error::Error;
 use dsv4_core::transfer::ids::RoomKey;
-use dsv4_core::{Event, NewRequest, Transfer};
+use dsv4_core::{Event, NewRequest, OnFailure, Transfer};
 
 use crate::device;
 use crate::faults::Fault;
@@ -11,6 +11,7 @@ use crate::happening::Happening;
 use crate::job::{End, Job, Reading};
 use crate::model::mix;
 use crate::oracle::Oracle;
+use crate::phases;
 use crate::plant::Bug;
 use crate::trace::Note;
 use crate::worker::{Held, Part, Worker};
@@ -77,9 +78,10 @@ impl World {
         let has = self.workers[worker].as_mut().expect("up");
         let key = transfer.as_ref().map(|t| RoomKey { room: t.room, epoch: t.epoch, peer: t.peer });
         let part = if key.is_some() { Part::Decode } else { Part::Whole };
+        let fails = transfer.as_ref().is_some_and(|t| t.on_failure == OnFailure::Fail);
         match asked.ask(|new| has.core.submit(NewRequest { transfer, ..new })) {
             Ok(id) => {
-                has.held.insert(id, Held { part, key, ..Held::whole(job, tag) });
+                has.held.insert(id, Held { part, key, fails, ..Held::whole(job, tag) });
                 self.note(Note::Submitted { job, worker, id, tokens, most });
                 self.jobs[job].place = Some((worker, id));
                 self.accepted(job);
@@ -195,8 +197,7 @@ impl World {
                     () if says.contains("waits behind") => Fault::CancelQueued,
                     () if says.contains("prefilling") => Fault::CancelPrefilling,
                     () if says.contains("decoding") => Fault::CancelDecoding,
-                    () if self.setup.is_paired() => Fault::CancelInRoom,
-                    () => panic!("{says}"),
+                    () => phases::cancel_of(&says).unwrap_or_else(|| panic!("{says}")),
                 };
             }
         }

@@ -10,6 +10,7 @@ use crate::faults::Fault;
 use crate::flow::Process;
 use crate::happening::Happening;
 use crate::peers::TICK_US;
+use crate::phases::NO_PLACE;
 use crate::plant::Bug;
 use crate::setup::Role;
 use crate::worker::{Held, Worker};
@@ -19,6 +20,9 @@ use crate::world::World;
 /// clocks that run apart add to them.
 const TWO_LEASES_US: u64 = 90_000_000;
 
+/// How long rooms that are over are remembered, and the same for clocks.
+const FORGETS_US: u64 = 150_000_000;
+
 impl World {
     pub(crate) fn tick(&mut self, worker: usize, incarnation: u32) {
         let Some(has) = self.process(Process { worker, incarnation }) else { return };
@@ -26,12 +30,25 @@ impl World {
         let told_us = self.clock_of().saturating_sub(self.agenda.now_us());
         let now_us = told_us.max(self.setup.origin_us) + slowed_us;
         self.tell(worker, &[Event::Tick(now_us)]);
+        self.count_waiting(worker);
         if self.strikes(Fault::StrayEvent) {
             self.stray(worker);
         }
         if !self.is_over() {
             let delay = self.rng.micros(TICK_US / 2, TICK_US * 3 / 2);
             self.agenda.after(delay, Happening::Tick { worker, incarnation });
+        }
+    }
+
+    /// Prompts that find no place here, each counted once.
+    fn count_waiting(&mut self, worker: usize) {
+        let Some(has) = self.workers[worker].as_mut() else { return };
+        let held: Vec<_> =
+            has.held.iter().filter_map(|(&id, held)| Some((id, held.key?))).collect();
+        let waits = |&(id, _): &(_, _)| has.core.explain(id).contains(NO_PLACE);
+        let waiting: Vec<_> = held.into_iter().filter(waits).collect();
+        for (_, key) in waiting {
+            self.fired_once(Fault::NoPlace, worker, key);
         }
     }
 
@@ -58,8 +75,12 @@ impl World {
         if self.is_arriving() || self.num_open > 0 {
             return false;
         }
-        let is_late = self.agenda.now_us() > self.heals_us + TWO_LEASES_US;
-        is_late || self.workers.iter().flatten().all(Worker::is_at_rest)
+        let mut workers = self.workers.iter().flatten();
+        // A worker whose list of rooms is full says nothing of others until it forgets some.
+        let was_full = workers.clone().any(|worker| worker.stat("num_unremembered_rooms") > 0);
+        let more_us = if was_full { FORGETS_US } else { 0 };
+        let is_late = self.agenda.now_us() > self.heals_us + TWO_LEASES_US + more_us;
+        is_late || workers.all(Worker::is_at_rest)
     }
 
     /// Does a request still wait for what is written for this room?
@@ -73,9 +94,8 @@ impl World {
     /// Everybody learns that a process is gone, each in its own time: first that it is silent, which
     /// proves nothing, and in the end, behind a fence, that nothing of it can land any more.
     pub(crate) fn spread_death(&mut self, gone: Process) {
-        self.flows_of_gone(gone);
         for worker in 0..self.workers.len() {
-            if worker == gone.worker || self.workers[worker].is_none() {
+            if self.workers[worker].is_none() {
                 continue;
             }
             let to = self.here(worker);
@@ -135,6 +155,7 @@ impl World {
 
     /// A decode worker cuts off a prefill worker that lives, which connects anew some time later.
     pub(crate) fn cut_off(&mut self, at: Process, from: Process) {
+        let from = self.leader(from);
         let Some(evidence) = self.setup.way.proof_of_fence() else { return };
         if self.process(at).is_none() || self.process(from).is_none() {
             return;
@@ -157,7 +178,9 @@ impl World {
         if self.process(at).is_some() && self.process(from).is_some() {
             let incarnation = Self::incarnation_of(at);
             let num_fences = self.num_fences[&(at, from)];
-            self.tell(from.worker, &[Event::Reconnected { incarnation, num_fences }]);
+            for rank in self.setup.instance(from.worker) {
+                self.tell(rank, &[Event::Reconnected { incarnation, num_fences }]);
+            }
         }
         self.fences.remove(&(at, from));
     }

@@ -1,11 +1,11 @@
 //! What workers have to do for each other's rooms: errands, letters, checks, beats, and farewells.
 
 use dsv4_core::transfer::ids::{Incarnation, PeerRank, RoomKey};
-use dsv4_core::transfer::message::{Message, Word};
+use dsv4_core::transfer::message::{Message, Reason, Word};
 use dsv4_core::transfer::receiving::{Inspection, Tag};
 use dsv4_core::{Check, Errands, Event, Posting, Reset};
 
-use crate::cargo::AuxRow;
+use crate::cargo::{AuxRow, Share};
 use crate::desk::tag_of;
 use crate::faults::Fault;
 use crate::flow::Process;
@@ -34,10 +34,22 @@ impl World {
         Incarnation(u128::from(process.incarnation))
     }
 
-    /// Which process an incarnation was.
-    pub(crate) fn process_of(&self, incarnation: Incarnation) -> Process {
-        let number = u32::try_from(incarnation.0).expect("ours are small");
-        Process { worker: self.started[number as usize - 1], incarnation: number }
+    /// Which process a rank of an incarnation was.
+    pub(crate) fn process_of(&self, peer: PeerRank) -> Process {
+        let number = u32::try_from(peer.incarnation.0).expect("ours are small");
+        let worker = self.started[number as usize - 1] + usize::from(peer.rank);
+        Process { worker, incarnation: number }
+    }
+
+    /// The first rank of a process's instance, which stands for all of them.
+    pub(crate) fn leader(&self, process: Process) -> Process {
+        Process { worker: self.setup.leader_of(process.worker), ..process }
+    }
+
+    /// What a worker writes of every item.
+    pub(crate) fn share_of(&self, worker: usize) -> Share {
+        let rank = worker - self.setup.leader_of(worker);
+        Share { rank, num_ranks: self.setup.instance(worker - rank).len() }
     }
 
     /// The worker, if it is still that process.
@@ -73,7 +85,11 @@ impl World {
         }
         let incarnation = self.workers[worker].as_ref().expect("up").incarnation;
         for &check in &errands.checks {
-            let delay = self.rng.micros(1, 2_000);
+            let mut delay = self.rng.micros(1, 2_000);
+            if self.strikes(Fault::LateCheck) {
+                self.fired(Fault::LateCheck, worker);
+                delay += self.rng.micros(0, 10_000_000);
+            }
             self.agenda.after(delay, Happening::Check { worker, incarnation, check });
         }
     }
@@ -88,14 +104,39 @@ impl World {
         }
     }
 
+    /// What a worker says about a room must be so, and what it gives up is counted.
+    fn check_word(&mut self, from: Process, key: RoomKey, word: &Word) {
+        let place = (key.room, key.epoch);
+        match word {
+            Word::Commit => {
+                assert!(!self.may_still_land(from, key), "{key:?} is committed and still written");
+                assert!(!self.flagged.contains(&place), "{key:?} is committed and not finite");
+            }
+            Word::Abort(Reason::Deadline) => {
+                self.fired_once(Fault::RoomDeadline, from.worker, key);
+            }
+            Word::Abort(Reason::LeaseExpired) => {
+                assert!(self.setup.may_fall_silent(), "a lease expires while everybody speaks");
+                self.fired_once(Fault::LeaseExpired, from.worker, key);
+            }
+            _ => {}
+        }
+    }
+
     // ------------------------------------------------------------ letters
 
     fn send(&mut self, worker: usize, to: PeerRank, message: &Message) {
-        let (from, to) = (self.here(worker), self.process_of(to.incarnation));
+        let (from, to) = (self.here(worker), self.process_of(to));
         if let Message::About { room, epoch, word: Word::Offer(offer) } = message {
             let key = RoomKey { room: *room, epoch: *epoch, peer: Self::incarnation_of(to) };
             let has = self.workers[worker].as_mut().expect("up");
-            has.desk.offers.insert(key, offer.clone());
+            if has.desk.offers.insert(key, offer.clone()).is_none() {
+                has.ledger.offered(key, offer);
+            }
+        }
+        if let Message::About { room, epoch, word } = message {
+            let key = RoomKey { room: *room, epoch: *epoch, peer: Self::incarnation_of(to) };
+            self.check_word(from, key, word);
         }
         let is_beat = matches!(message, Message::Beat(_));
         if self.link_up_at(from.worker, to.worker).is_some() {
@@ -131,7 +172,9 @@ impl World {
         if let Message::About { word: Word::AbortAck { drained: false }, .. } = letter.message {
             self.may_cut_off(letter.to, letter.from);
         }
-        let from = PeerRank { incarnation: Self::incarnation_of(letter.from), rank: 0 };
+        let rank = self.share_of(letter.from.worker).rank;
+        let rank = u16::try_from(rank).expect("few");
+        let from = PeerRank { incarnation: Self::incarnation_of(letter.from), rank };
         let mut message = letter.message.clone();
         if let Message::About { word: Word::AbortAck { drained }, .. } = &mut message
             && !*drained
@@ -144,14 +187,26 @@ impl World {
     // ------------------------------------------------------------ writes and checks
 
     fn start_posting(&mut self, worker: usize, posting: &Posting) {
-        let (from, to) = (self.here(worker), self.process_of(posting.key.peer));
+        let to = PeerRank { incarnation: posting.key.peer, rank: 0 };
+        let (from, to) = (self.here(worker), self.process_of(to));
         if let Some(aux) = posting.copies.aux {
             let has = self.workers[worker].as_mut().expect("up");
             let token = has.desk.first_tokens.get(&posting.key).copied();
             let first_token = token.expect("sampled before the last chunk leaves");
             let tag = tag_of(posting.key, Self::incarnation_of(from));
-            let first_token = first_token + i32::from(self.plant.strikes(Bug::WrongFirstToken));
-            let row = AuxRow { tag, first_token, non_finite: false };
+            let mut first_token = first_token + i32::from(self.plant.strikes(Bug::WrongFirstToken));
+            let Share { rank, num_ranks } = self.share_of(worker);
+            let non_finite = rank + 1 == num_ranks && self.strikes(Fault::FlaggedRow);
+            if non_finite {
+                self.fired(Fault::FlaggedRow, worker);
+                self.flagged.insert((posting.key.room, posting.key.epoch));
+            }
+            if rank + 1 == num_ranks && self.strikes(Fault::WildFirstToken) {
+                self.fired(Fault::WildFirstToken, worker);
+                first_token = -7;
+            }
+            let row = AuxRow { tag, first_token, non_finite };
+            let has = self.workers[worker].as_mut().expect("up");
             has.device.aux[aux.source as usize] = row;
         }
         let mut posting = posting.clone();
@@ -163,14 +218,16 @@ impl World {
     pub(crate) fn check(&mut self, worker: usize, incarnation: u32, check: Check) {
         let Some(has) = self.process(Process { worker, incarnation }) else { return };
         let aux = check.aux.get() as usize;
-        let (first_token, mut found) = has.desk.inspect(check.key, aux, &has.device);
         let key = check.key;
-        let sent = self.sent.get(&(key.room, key.epoch)).copied();
+        let num_ranks = self.setup.num_ranks;
+        let (first_token, mut found) = has.desk.inspect(key, aux, &has.device, num_ranks);
+        let sent = |rank| self.sent.get(&(key.room, key.epoch, rank)).copied();
+        let sent: Vec<u64> = (0..num_ranks).filter_map(sent).collect();
         if self.plant.strikes(Bug::UncheckedDigest) {
             let tag = Tag { writer: key.peer, ..found.tag };
-            found = Inspection { tag, digests: sent.into_iter().collect(), ..found };
+            found = Inspection { tag, digests: sent.clone(), ..found };
         }
-        let is_whole = found.tag.writer == key.peer && Some(found.digests[0]) == sent;
+        let is_whole = found.tag.writer == key.peer && found.digests == sent;
         let says = self.workers[worker].as_mut().expect("up").core.explain(check.request);
         self.tally.num_arrived += u64::from(is_whole && says.contains(INSPECTED));
         if !is_whole && says.contains(INSPECTED) {

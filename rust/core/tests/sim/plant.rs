@@ -46,11 +46,12 @@ pub enum Bug {
     FalseFence,
     FalseDeath,
     UntoldDeath,
+    RankLost,
 }
 
 impl Bug {
     /// Those that need two workers to show.
-    pub const PAIRED: [Self; 9] = [
+    pub const PAIRED: [Self; 10] = [
         Self::WrongTarget,
         Self::WrongSource,
         Self::WrongFirstToken,
@@ -60,6 +61,7 @@ impl Bug {
         Self::FalseFence,
         Self::FalseDeath,
         Self::UntoldDeath,
+        Self::RankLost,
     ];
 
     pub const ALONE: [Self; 24] = [

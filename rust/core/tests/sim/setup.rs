@@ -4,6 +4,8 @@
 //! the least, windows of 8 tokens, budgets of a token per request, clocks and vocabularies that
 //! end where integers do.
 
+use std::ops::Range;
+
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::limits::Limits;
@@ -33,6 +35,8 @@ pub struct Setup {
     pub limits: Limits,
     /// One worker each: all whole, or prefill and decode workers.
     pub roles: Vec<Role>,
+    /// Workers of one prefill instance: each computes, and writes its own part of what lands.
+    pub num_ranks: usize,
     /// How prefill and decode workers reach each other.
     pub way: Way,
     pub num_jobs: usize,
@@ -125,6 +129,7 @@ impl Setup {
             sizes,
             limits,
             roles: vec![Role::Whole; rng.pick(&[1, 1, 2, 3])],
+            num_ranks: 1,
             way: Way(Transport::InProcess),
             num_jobs,
             outgrows,
@@ -146,7 +151,8 @@ impl Setup {
             1 => (rng.between(1, 8), rng.between(1, 8)),
             _ => (rng.between(1, 3), rng.between(1, 3)),
         };
-        let prefill = std::iter::repeat_n(Role::Prefill, prefill);
+        self.num_ranks = rng.pick(&[1, 1, 2]);
+        let prefill = std::iter::repeat_n(Role::Prefill, prefill * self.num_ranks);
         self.roles = prefill.chain(std::iter::repeat_n(Role::Decode, decode)).collect();
         self.way = Way::random(rng);
         self.num_jobs = self.num_jobs.min(100);
@@ -164,6 +170,37 @@ impl Setup {
             max_bytes_in_flight: rng.pick(&[1, 1 << 16, 1 << 40]),
             deadline_ms: rng.pick(&[5_000, 30_000, 60_000]),
         }
+    }
+
+    /// The first worker of the instance that a worker belongs to.
+    pub fn leader_of(&self, worker: usize) -> usize {
+        if self.roles[worker] == Role::Prefill { worker - worker % self.num_ranks } else { worker }
+    }
+
+    /// All workers of an instance.
+    pub fn instance(&self, leader: usize) -> Range<usize> {
+        let is_prefill = self.roles[leader] == Role::Prefill;
+        leader..leader + if is_prefill { self.num_ranks } else { 1 }
+    }
+
+    /// Prefill instances, which are the data-parallel ranks of one service.
+    pub fn dp_size(&self) -> usize {
+        self.roles.iter().filter(|&&role| role == Role::Prefill).count() / self.num_ranks
+    }
+
+    /// May a peer be silent for a whole lease?
+    pub fn may_fall_silent(&self) -> bool {
+        let causes = [
+            Fault::Crash,
+            Fault::Shutdown,
+            Fault::Partition,
+            Fault::Stopped,
+            Fault::LostBeat,
+            Fault::LostLetter,
+            Fault::ClockJump,
+            Fault::LateLetter,
+        ];
+        causes.iter().any(|&cause| self.chance(cause) > 0)
     }
 
     pub fn is_paired(&self) -> bool {

@@ -179,7 +179,7 @@ impl World {
             let has = self.workers[worker].as_mut().expect("up");
             let held = has.held.get(&id);
             let held = held.unwrap_or_else(|| panic!("{id} has ended and says more"));
-            let Held { job, part, key, .. } = *held;
+            let Held { job, part, key, fails, .. } = *held;
             if part == Part::Prefill && token >= 0 {
                 has.desk.first_tokens.insert(key.expect("half of a job"), token);
             }
@@ -191,6 +191,7 @@ impl World {
                 continue;
             }
             if finished == Finish::Transfer as u8 {
+                assert!(fails, "job {job} was to be computed here when its room failed");
                 self.fired(Fault::RoomFailed, worker);
                 self.later(job);
                 continue;

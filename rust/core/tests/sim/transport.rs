@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsv4_core::transfer::ids::Ticket;
+use dsv4_core::transfer::ids::{RoomKey, Ticket};
 use dsv4_core::{Event, Posting};
 
 use crate::desk::{digest, items_of};
@@ -33,12 +33,13 @@ impl World {
         let number = self.flows.last;
         let items = items_of(&posting.copies);
         let device = &self.process(from).expect("who posts is up").device;
-        let digests = items.iter().map(|&(source, target)| digest(device, source, target));
+        let share = self.share_of(from.worker);
+        let digests = items.iter().map(|&(source, target)| digest(device, source, target, share));
         let digest = digests.fold(0, u64::wrapping_add);
-        let sent = self.sent.entry((posting.key.room, posting.key.epoch)).or_default();
+        let sent = self.sent.entry((posting.key.room, posting.key.epoch, share.rank)).or_default();
         *sent = sent.wrapping_add(digest);
-        let mut flow = Flow::new(from, to, posting, &items, digest);
-        flow.is_cut = self.fences.contains(&(to, from));
+        let mut flow = Flow::new(from, to, posting, &items, share, digest);
+        flow.is_cut = self.fences.contains(&(to, self.leader(from)));
         let is_cut = flow.is_cut;
         let num_parts = flow.parts.len();
         let slow = if self.strikes(Fault::SlowPeer) { 200 } else { 1 };
@@ -107,17 +108,17 @@ impl World {
         }
         let (has_failed, target, half) =
             (flow.has_failed, flow.parts[part].target, flow.parts[part].half);
-        flow.num_left -= 1;
-        let is_last = flow.num_left == 0 && !has_failed;
         let Some(receiver) = self.workers[to.worker].as_mut() else {
             return self.fail_flow(number);
         };
         if receiver.incarnation != to.incarnation {
             return self.fail_flow(number);
         }
+        receiver.ledger.lands(target, key);
+        flow.num_left -= 1;
+        let is_last = flow.num_left == 0 && !has_failed;
         receiver.device.land(target, half, &cargo);
-        let is_offered = !self.is_room_open(to.worker, key);
-        if is_offered {
+        if !self.is_room_open(to.worker, key) {
             self.fired(Fault::LandsAfterEnd, to.worker);
         }
         if !writer_lives {
@@ -192,9 +193,15 @@ impl World {
         self.flows.forget_over();
     }
 
-    /// `at` cuts the way in from `from`: from now on nothing of it lands.
+    /// Can something still land for this room?
+    pub(crate) fn may_still_land(&self, to: Process, key: RoomKey) -> bool {
+        let of_room = |flow: &&Flow| flow.to == to && flow.key == key && !flow.is_cut;
+        self.flows.on.values().filter(of_room).any(Flow::may_land)
+    }
+
+    /// `at` cuts the way in from the instance of `from`: from now on nothing of it lands.
     pub(crate) fn fence(&mut self, at: Process, from: Process) {
-        let between = |flow: &Flow| flow.from == from && flow.to == at && !flow.is_cut;
+        let between = |flow: &Flow| self.leader(flow.from) == from && flow.to == at && !flow.is_cut;
         let flows = self.flows.on.iter().filter(|(_, flow)| between(flow));
         let failed: Vec<u64> = flows.map(|(&number, _)| number).collect();
         for &number in &failed {

@@ -11,6 +11,7 @@ use crate::arrays::Offsets;
 use crate::desk::Desk;
 use crate::device::{Device, Upset};
 use crate::flight::Flight;
+use crate::ledger::Ledger;
 use crate::plant::Plant;
 use crate::setup::{Role, Setup};
 
@@ -27,11 +28,13 @@ pub struct Held {
     pub part: Part,
     /// Its room here, if it is one half of a job.
     pub key: Option<RoomKey>,
+    /// Does it end if its room does?
+    pub fails: bool,
 }
 
 impl Held {
     pub fn whole(job: usize, tag: u64) -> Self {
-        Self { job, tag, part: Part::Whole, key: None }
+        Self { job, tag, part: Part::Whole, key: None, fails: false }
     }
 }
 
@@ -59,6 +62,7 @@ pub struct Worker {
     pub busy_until_us: u64,
     /// Rooms as this side's transport knows them.
     pub desk: Desk,
+    pub ledger: Ledger,
     /// Thousandths of a second that its clock counts per second.
     pub clock_rate: u64,
 }
@@ -89,6 +93,7 @@ impl Worker {
             max_draft_tokens: setup.limits.max_draft_tokens,
             busy_until_us: 0,
             desk: Desk::default(),
+            ledger: Ledger::default(),
             clock_rate: 1_000,
         }
     }
@@ -109,6 +114,9 @@ impl Worker {
         let tags = plan.request_ids.iter().map(tag).collect();
         let arrays = self.offsets.read(&memory);
         self.device.scribble(&plan, &arrays);
+        if self.role != Role::Whole {
+            self.ledger.planned(&plan, &arrays);
+        }
         let mut flight = Flight::new(plan, tags, &arrays, upset);
         if let Some(before) = self.flights.front().filter(|flight| !flight.is_executed) {
             let arrays = self.offsets.read(&before.memory);

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsv4_core::Event;
-use dsv4_core::transfer::ids::{Epoch, Room};
+use dsv4_core::transfer::ids::{Epoch, Room, RoomKey};
 
 use crate::agenda::Agenda;
 use crate::clients::Clients;
@@ -29,7 +29,7 @@ use crate::trace::{Note, Trace};
 use crate::transport::Flows;
 use crate::worker::Worker;
 
-/// More than any run needs; a run that goes on goes round in circles.
+/// More than any run needs, without those who read: a run that goes on goes round in circles.
 const MOST_HAPPENINGS: u64 = 1_000_000;
 
 /// How long after the last arrival things go wrong.
@@ -71,7 +71,7 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) num_open: usize,
     num_calls: u64,
-    /// The worker of each incarnation, in order from 1.
+    /// The first worker of each incarnation, in order from 1.
     pub(crate) started: Vec<usize>,
     pub(crate) flows: Flows,
     /// Until when messages between two workers are lost.
@@ -83,8 +83,16 @@ pub struct World {
     pub(crate) stopped: BTreeMap<usize, u64>,
     /// Rooms of which a bit was flipped on the way.
     pub(crate) tampered: BTreeSet<(Room, Epoch)>,
-    /// Digests of all that was posted for a room.
-    pub(crate) sent: BTreeMap<(Room, Epoch), u64>,
+    /// Rooms whose aux row says that something was not finite.
+    pub(crate) flagged: BTreeSet<(Room, Epoch)>,
+    /// Rooms whose number is not that of the rank they were sent to.
+    pub(crate) misplaced: BTreeSet<Room>,
+    /// Rooms that were drawn: no two attempts are told apart by luck.
+    pub(crate) drawn: BTreeSet<Room>,
+    /// What was counted once for a process and a room.
+    pub(crate) counted: BTreeSet<(Fault, usize, RoomKey)>,
+    /// Digests of all that each rank posted for a room.
+    pub(crate) sent: BTreeMap<(Room, Epoch, usize), u64>,
     /// When the last job arrived.
     pub(crate) arrived_us: u64,
     /// From when on nothing new goes wrong.
@@ -113,6 +121,10 @@ impl World {
             num_fences: BTreeMap::new(),
             stopped: BTreeMap::new(),
             tampered: BTreeSet::new(),
+            flagged: BTreeSet::new(),
+            misplaced: BTreeSet::new(),
+            drawn: BTreeSet::new(),
+            counted: BTreeSet::new(),
             sent: BTreeMap::new(),
             arrived_us: 0,
             heals_us: 0,
@@ -121,6 +133,9 @@ impl World {
             setup,
         };
         for index in 0..world.setup.roles.len() {
+            if world.setup.leader_of(index) == index {
+                world.started.push(index);
+            }
             let worker = world.fresh_worker(index);
             world.workers.push(Some(worker));
         }
@@ -139,7 +154,7 @@ impl World {
         }
         let mut num_happenings = 0;
         while let Some(happening) = self.agenda.next() {
-            num_happenings += 1;
+            num_happenings += u64::from(!matches!(happening, Happening::Read { .. }));
             if num_happenings > MOST_HAPPENINGS {
                 let says = self.explain_open();
                 panic!("{} jobs never end: {says}", self.num_open);
@@ -147,7 +162,7 @@ impl World {
             self.happen(happening);
         }
         self.check_rest();
-        self.tally.num_rooms = self.sent.len() as u64;
+        self.tally.num_rooms = self.sent.keys().filter(|(.., rank)| *rank == 0).count() as u64;
         self.tally.virtual_us = self.agenda.now_us();
         self.tally.num_struck = self.plant.num_struck;
         self.tally
@@ -167,8 +182,8 @@ impl World {
         says.join("\n")
     }
 
+    /// A worker of the incarnation that started last.
     pub(crate) fn fresh_worker(&mut self, index: usize) -> Worker {
-        self.started.push(index);
         let incarnation = u32::try_from(self.started.len()).expect("few starts");
         let seed = self.rng.next();
         let mut worker = Worker::new(&self.setup, self.setup.roles[index], incarnation, seed);
@@ -201,6 +216,13 @@ impl World {
         let chance = self.setup.chance(fault);
         let is_calm = self.agenda.now_us() > self.arrived_us + CALM_AFTER_US;
         chance > 0 && !is_calm && self.rng.below(PARTS) < chance
+    }
+
+    /// The same, once for a process and a room.
+    pub(crate) fn fired_once(&mut self, fault: Fault, whom: usize, key: RoomKey) {
+        if self.counted.insert((fault, whom, key)) {
+            self.fired(fault, whom);
+        }
     }
 
     pub(crate) fn is_arriving(&self) -> bool {
