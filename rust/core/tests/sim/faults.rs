@@ -45,6 +45,7 @@ faults! {
     ReversedRows = "rows of a step run in reverse",
     // The worker and its caller.
     Crash = "worker crashes",
+    DiesAtWork = "worker dies while it is written to, or writes",
     Restart = "restart with a new incarnation",
     DiesBootstrapping = "decode dies, room without a place",
     DiesReady = "decode dies, place told",

@@ -34,6 +34,9 @@ pub enum Happening {
     },
     Mischief,
     Crash,
+    Die {
+        process: Process,
+    },
     Up {
         worker: usize,
     },
@@ -106,6 +109,11 @@ impl World {
             Happening::Read { job } => self.read(job),
             Happening::Mischief => self.mischief(),
             Happening::Crash => self.crash(),
+            Happening::Die { process } => {
+                if self.process(process).is_some() {
+                    self.go_down(process.worker, Fault::DiesAtWork);
+                }
+            }
             Happening::Up { worker } => self.come_up(worker),
             paired => self.happen_between(paired),
         }

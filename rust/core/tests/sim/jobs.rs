@@ -187,21 +187,18 @@ impl World {
         if !self.jobs[job].is_open() {
             return self.fired(Fault::CancelUnknown, job);
         }
-        let mut fault = fault;
         let place = self.jobs[job].place;
-        if let Some((worker, id)) = place {
+        let says = place.map(|(worker, id)| {
             let has = self.workers[worker].as_mut().expect("jobs leave a worker that goes down");
-            let says = has.core.explain(id);
-            if fault == Fault::CancelDecoding {
-                fault = match () {
-                    () if says.contains("waits behind") => Fault::CancelQueued,
-                    () if says.contains("prefilling") => Fault::CancelPrefilling,
-                    () if says.contains("decoding") => Fault::CancelDecoding,
-                    () => phases::cancel_of(&says).unwrap_or_else(|| panic!("{says}")),
-                };
-            }
+            has.core.explain(id)
+        });
+        let phase = says.and_then(|says| phases::cancel_of(&says));
+        if fault != Fault::CancelDecoding || phase.is_none() {
+            self.fired(fault, job);
         }
-        self.fired(fault, job);
+        if let Some(phase) = phase {
+            self.fired(phase, job);
+        }
         self.withdraw(job);
         self.end(job, End::Cancelled);
         if let Some((worker, _)) = place {

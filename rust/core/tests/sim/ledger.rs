@@ -8,9 +8,10 @@
 //! It knows nothing of the core's books. A block that was given up, and named again for somebody
 //! else while a writer of the first room could still reach it, shows as soon as that write lands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsv4_core::Plan;
+use dsv4_core::geometry::Geometry;
 use dsv4_core::ids::RequestId;
 use dsv4_core::transfer::ids::RoomKey;
 use dsv4_core::transfer::message::Offer;
@@ -50,6 +51,24 @@ impl Ledger {
                 self.owners.insert(spot, Owner::Request(id));
             }
         }
+    }
+
+    /// Blocks and slots that a step writes.
+    pub fn written(plan: &Plan, arrays: &Arrays<'_>, geometry: &Geometry) -> BTreeSet<Spot> {
+        let block = |slot: &i32, rows: usize| at(*slot) / rows;
+        let swa = arrays.swa_slots[..plan.num_tokens].iter();
+        let swa = swa.map(|slot| Spot::Swa(block(slot, geometry.swa_block_tokens)));
+        let full = |slots: &'_ [i32], count: usize, ratio: usize| {
+            let rows = geometry.block_tokens / ratio;
+            slots[..count].iter().map(|slot| Spot::Full(block(slot, rows))).collect::<Vec<_>>()
+        };
+        let c4 = full(arrays.c4_slots, plan.num_c4, 4);
+        let c128 = full(arrays.c128_slots, plan.num_c128, 128);
+        let copied = arrays.restore_targets[..plan.num_restores].iter();
+        let saved = arrays.save_targets[..plan.num_saves].iter();
+        let states = arrays.state_slots[..plan.num_requests].iter().chain(copied).chain(saved);
+        let states = states.map(|&slot| Spot::State(at(slot)));
+        swa.chain(c4).chain(c128).chain(states).collect()
     }
 
     /// Bytes of `key` land in `spot`: panics if it is somebody else's by now.

@@ -29,7 +29,9 @@ impl World {
         let slowed_us = self.agenda.now_us() * has.clock_rate / 1_000;
         let told_us = self.clock_of().saturating_sub(self.agenda.now_us());
         let now_us = told_us.max(self.setup.origin_us) + slowed_us;
-        self.tell(worker, &[Event::Tick(now_us)]);
+        if self.is_arriving() || !self.plant.has(Bug::TimeWithWork) {
+            self.tell(worker, &[Event::Tick(now_us)]);
+        }
         self.count_waiting(worker);
         if self.strikes(Fault::StrayEvent) {
             self.stray(worker);

@@ -10,6 +10,7 @@ use crate::faults::Fault;
 use crate::flow::Process;
 use crate::happening::Happening;
 use crate::phases;
+use crate::plant::Bug;
 use crate::worker::Part;
 use crate::world::World;
 
@@ -131,7 +132,7 @@ impl World {
     }
 
     /// An instance is gone with all it held; its jobs go elsewhere, and it comes back later.
-    fn go_down(&mut self, worker: usize, fault: Fault) {
+    pub(crate) fn go_down(&mut self, worker: usize, fault: Fault) {
         let leader = self.setup.leader_of(worker);
         if self.workers[leader].is_none() {
             return;
@@ -148,7 +149,9 @@ impl World {
             }
             self.flows_of_gone(Process { worker, ..instance });
         }
-        if self.setup.is_paired() {
+        if self.plant.strikes(Bug::SameIncarnation) {
+            self.kept.insert(leader, instance.incarnation);
+        } else if self.setup.is_paired() {
             self.spread_death(instance);
         }
         let delay = self.rng.micros(1_000, 3_000_000);
@@ -159,8 +162,10 @@ impl World {
     pub(crate) fn come_up(&mut self, leader: usize) {
         self.fired(Fault::Restart, leader);
         self.started.push(leader);
+        let last = u32::try_from(self.started.len()).expect("few starts");
+        let kept = self.kept.remove(&leader);
         for worker in self.setup.instance(leader) {
-            self.workers[worker] = Some(self.fresh_worker(worker));
+            self.workers[worker] = Some(self.fresh_worker(worker, kept.unwrap_or(last)));
         }
     }
 }

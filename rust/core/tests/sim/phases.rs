@@ -14,6 +14,13 @@ const DECODE: [(&str, Fault, Fault); 5] = [
     ("waits for a row", Fault::CancelSeated, Fault::DiesDecoding),
 ];
 
+/// What it says of a prompt that is computed here, and what a cancel is then.
+const HERE: [(&str, Fault); 3] = [
+    ("waits behind", Fault::CancelQueued),
+    ("prefilling", Fault::CancelPrefilling),
+    ("decoding", Fault::CancelDecoding),
+];
+
 /// What it says on the prefill side, and what a death is then.
 const PREFILL: [(&str, Fault); 5] = [
     ("waits for its turn", Fault::DiesParked),
@@ -26,9 +33,11 @@ const PREFILL: [(&str, Fault); 5] = [
 /// What the core says of a request that has no place for its prompt.
 pub const NO_PLACE: &str = "waits for a place for its prompt";
 
-/// The kind of a cancel; None if the prompt is not elsewhere.
+/// What a cancel is; None if there is nothing to say.
 pub fn cancel_of(says: &str) -> Option<Fault> {
-    DECODE.iter().find(|(words, ..)| says.contains(words)).map(|&(_, cancel, _)| cancel)
+    let found = HERE.iter().find(|(words, _)| says.contains(words)).map(|&(_, cancel)| cancel);
+    let elsewhere = DECODE.iter().find(|(words, ..)| says.contains(words));
+    found.or(elsewhere.map(|&(_, cancel, _)| cancel))
 }
 
 /// Everything that dies with a worker, by how far it is.

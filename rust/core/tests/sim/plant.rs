@@ -47,11 +47,14 @@ pub enum Bug {
     FalseDeath,
     UntoldDeath,
     RankLost,
+    ForgottenTicket,
+    TimeWithWork,
+    SameIncarnation,
 }
 
 impl Bug {
     /// Those that need two workers to show.
-    pub const PAIRED: [Self; 10] = [
+    pub const PAIRED: [Self; 13] = [
         Self::WrongTarget,
         Self::WrongSource,
         Self::WrongFirstToken,
@@ -62,6 +65,9 @@ impl Bug {
         Self::FalseDeath,
         Self::UntoldDeath,
         Self::RankLost,
+        Self::ForgottenTicket,
+        Self::TimeWithWork,
+        Self::SameIncarnation,
     ];
 
     pub const ALONE: [Self; 24] = [
@@ -108,6 +114,13 @@ impl Plant {
 
     pub fn of(bug: Bug, seed: u64) -> Self {
         Self { bug: Some(bug), rng: Rng::new(seed), num_struck: 0 }
+    }
+
+    /// Is it this bug, and always its turn?
+    pub fn has(&mut self, bug: Bug) -> bool {
+        let has = self.bug == Some(bug);
+        self.num_struck += usize::from(has);
+        has
     }
 
     /// Is it this bug's turn?

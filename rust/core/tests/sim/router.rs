@@ -93,10 +93,12 @@ impl World {
     /// The room that stands for this instance, whose place among all is its data-parallel rank; or
     /// a room that stands for another, which then has to compute the prompt, or to refuse it.
     fn room_for(&mut self, leader: usize) -> Option<(usize, Room)> {
-        let draw = match self.rng.below(8) {
-            0 => Room::MAX - self.drawn.len() as u64, // where a sum would overflow
-            1 => self.drawn.len() as u64,
-            _ => self.rng.next() >> 1,
+        let any = self.rng.next() >> 1;
+        let near = self.rng.next() % 8;
+        let draw = match self.rng.below(16) {
+            0 => Room::MAX - near, // where a sum would overflow
+            1 => 1 + near,
+            _ => any,
         };
         if self.strikes(Fault::ForeignRoom) {
             self.fired(Fault::ForeignRoom, leader);

@@ -157,7 +157,10 @@ impl Setup {
         self.way = Way::random(rng);
         self.num_jobs = self.num_jobs.min(100);
         self.sizes.state_slots += 2;
-        self
+        if rng.once_in(4) {
+            self.limits.max_num_requests = 1; // those whose prompt is here wait for the row
+        }
+        if rng.once_in(4) { self.with_late_writes() } else { self }
     }
 
     /// What a worker's rooms are told.
@@ -188,21 +191,6 @@ impl Setup {
         self.roles.iter().filter(|&&role| role == Role::Prefill).count() / self.num_ranks
     }
 
-    /// May a peer be silent for a whole lease?
-    pub fn may_fall_silent(&self) -> bool {
-        let causes = [
-            Fault::Crash,
-            Fault::Shutdown,
-            Fault::Partition,
-            Fault::Stopped,
-            Fault::LostBeat,
-            Fault::LostLetter,
-            Fault::ClockJump,
-            Fault::LateLetter,
-        ];
-        causes.iter().any(|&cause| self.chance(cause) > 0)
-    }
-
     pub fn is_paired(&self) -> bool {
         self.roles[0] != Role::Whole
     }
@@ -216,14 +204,26 @@ impl Setup {
         self
     }
 
-    /// What has to go wrong for planted bugs between workers to show.
+    /// Much goes wrong between workers at once: faults that need each other meet.
     pub fn with_late_writes(mut self) -> Self {
-        for fault in
-            [Fault::TransferError, Fault::BitFlip, Fault::Fence, Fault::SlowPeer, Fault::Disconnect]
-        {
+        let often = [
+            Fault::TransferError,
+            Fault::BitFlip,
+            Fault::Fence,
+            Fault::SlowPeer,
+            Fault::Disconnect,
+            Fault::DiesAtWork,
+            Fault::LateLetter,
+            Fault::RepeatedLetter,
+            Fault::Partition,
+            Fault::CancelStorm,
+        ];
+        for fault in often {
             self.chances[fault as usize] = 1_000;
         }
-        self.chances[Fault::LateLanding as usize] = 5_000;
+        for fault in [Fault::LateLanding, Fault::WeakEvidence, Fault::SameRoom, Fault::LateCheck] {
+            self.chances[fault as usize] = PARTS / 2;
+        }
         self.chances[Fault::Crash as usize] = 2_000;
         self
     }

@@ -55,8 +55,23 @@ impl World {
                     self.fired(fault, worker);
                 }
             }
+            self.check_sources(worker);
             self.upset_step(worker, &plan, is_alone);
             self.launch(worker, &plan);
+        }
+    }
+
+    /// The step just planned writes nothing that a transfer has yet to read.
+    fn check_sources(&self, worker: usize) {
+        let has = self.workers[worker].as_ref().expect("up");
+        if has.role != Role::Prefill {
+            return;
+        }
+        let read = self.still_reads(self.here(worker));
+        if !read.is_empty() {
+            let written = has.written_last(&self.setup.geometry);
+            let both = read.intersection(&written).next();
+            assert!(both.is_none(), "a step writes {both:?}, which a transfer has yet to read");
         }
     }
 

@@ -1,10 +1,11 @@
 //! The way between two memories: flows that leave, land late, fail, outlive their writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsv4_core::transfer::ids::{RoomKey, Ticket};
 use dsv4_core::{Event, Posting};
 
+use crate::cargo::Spot;
 use crate::desk::{digest, items_of};
 use crate::faults::Fault;
 use crate::flow::{Flow, Process, Stage};
@@ -58,6 +59,11 @@ impl World {
             self.agenda.after(at, Happening::FlowFails { flow: number });
         }
         self.flows.on.insert(number, flow);
+        if self.strikes(Fault::DiesAtWork) {
+            let process = if self.rng.once_in(3) { to } else { from };
+            let at = self.rng.micros(1, 2 * leaves_us.max(1));
+            self.agenda.after(at, Happening::Die { process });
+        }
         if is_cut {
             self.fail_flow(number);
         } else if self.plant.strikes(Bug::EarlyEnd) {
@@ -161,7 +167,7 @@ impl World {
             return;
         }
         let (from, ticket, digest) = (flow.from, Ticket(flow.ticket), flow.digest);
-        if self.process(from).is_some() {
+        if self.process(from).is_some() && !self.plant.strikes(Bug::ForgottenTicket) {
             self.tell(from.worker, &[Event::TicketEnded { ticket, landed, digest }]);
             if self.strikes(Fault::RepeatedTicket) && self.process(from).is_some() {
                 self.fired(Fault::RepeatedTicket, from.worker);
@@ -191,6 +197,14 @@ impl World {
             self.fail_flow(number);
         }
         self.flows.forget_over();
+    }
+
+    /// What transfers of this process have yet to read.
+    pub(crate) fn still_reads(&self, from: Process) -> BTreeSet<Spot> {
+        let of_process = |flow: &&Flow| flow.from == from && !flow.is_cut && !flow.has_failed;
+        let flows = self.flows.on.values().filter(of_process);
+        let parts = flows.flat_map(|flow| &flow.parts);
+        parts.filter(|part| part.stage == Stage::Waits).map(|part| part.source).collect()
     }
 
     /// Can something still land for this room?

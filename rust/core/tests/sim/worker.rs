@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dsv4_core::error::Error;
+use dsv4_core::geometry::Geometry;
 use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::transfer::ids::RoomKey;
 use dsv4_core::{Core, Event, Outcome};
 
 use crate::arrays::Offsets;
+use crate::cargo::Spot;
 use crate::desk::Desk;
 use crate::device::{Device, Upset};
 use crate::flight::Flight;
@@ -125,6 +127,12 @@ impl Worker {
         flight.memory = memory;
         self.flights.push_back(flight);
         self.flights.back_mut()
+    }
+
+    /// What the step planned last writes.
+    pub fn written_last(&self, geometry: &Geometry) -> BTreeSet<Spot> {
+        let flight = self.flights.back().expect("just planned");
+        Ledger::written(&flight.plan, &self.offsets.read(&flight.memory), geometry)
     }
 
     /// The device runs everything up to `step`, in order.

@@ -73,6 +73,8 @@ pub struct World {
     num_calls: u64,
     /// The first worker of each incarnation, in order from 1.
     pub(crate) started: Vec<usize>,
+    /// Incarnations that will be used again, which no worker may do.
+    pub(crate) kept: BTreeMap<usize, u32>,
     pub(crate) flows: Flows,
     /// Until when messages between two workers are lost.
     pub(crate) links_down: BTreeMap<(usize, usize), u64>,
@@ -115,6 +117,7 @@ impl World {
             num_open: 0,
             num_calls: 0,
             started: vec![],
+            kept: BTreeMap::new(),
             flows: Flows::default(),
             links_down: BTreeMap::new(),
             fences: BTreeSet::new(),
@@ -136,7 +139,8 @@ impl World {
             if world.setup.leader_of(index) == index {
                 world.started.push(index);
             }
-            let worker = world.fresh_worker(index);
+            let last = u32::try_from(world.started.len()).expect("few starts");
+            let worker = world.fresh_worker(index, last);
             world.workers.push(Some(worker));
         }
         world
@@ -182,9 +186,7 @@ impl World {
         says.join("\n")
     }
 
-    /// A worker of the incarnation that started last.
-    pub(crate) fn fresh_worker(&mut self, index: usize) -> Worker {
-        let incarnation = u32::try_from(self.started.len()).expect("few starts");
+    pub(crate) fn fresh_worker(&mut self, index: usize, incarnation: u32) -> Worker {
         let seed = self.rng.next();
         let mut worker = Worker::new(&self.setup, self.setup.roles[index], incarnation, seed);
         let tick = Event::Tick(self.setup.origin_us);
