@@ -102,7 +102,10 @@ impl World {
         }
         match happening {
             Happening::Arrive => self.arrive(),
-            Happening::Again { job } => self.route(job),
+            Happening::Again { job } => {
+                self.num_coming -= 1;
+                self.route(job);
+            }
             Happening::Done { worker, incarnation, step } => self.done(worker, incarnation, step),
             Happening::Cancel { job, fault } => self.cancel(job, fault),
             Happening::StopString { job } => self.stop_string(job),

@@ -81,7 +81,8 @@ impl World {
         let fails = transfer.as_ref().is_some_and(|t| t.on_failure == OnFailure::Fail);
         match asked.ask(|new| has.core.submit(NewRequest { transfer, ..new })) {
             Ok(id) => {
-                has.held.insert(id, Held { part, key, fails, ..Held::whole(job, tag) });
+                let since_us = has.told_us;
+                has.held.insert(id, Held { part, key, fails, since_us, ..Held::whole(job, tag) });
                 self.note(Note::Submitted { job, worker, id, tokens, most });
                 self.jobs[job].place = Some((worker, id));
                 self.accepted(job);
@@ -116,6 +117,7 @@ impl World {
         self.jobs[job].num_tries += 1;
         let delay = (50_000 << tries) + self.rng.micros(0, 5_000);
         if self.jobs[job].accepted || self.jobs[job].num_tries < 3 {
+            self.num_coming += 1;
             self.agenda.after(delay, Happening::Again { job });
         }
     }

@@ -31,6 +31,7 @@ impl World {
         let now_us = told_us.max(self.setup.origin_us) + slowed_us;
         if self.is_arriving() || !self.plant.has(Bug::TimeWithWork) {
             self.tell(worker, &[Event::Tick(now_us)]);
+            self.workers[worker].as_mut().expect("up").check_deadlines();
         }
         self.count_waiting(worker);
         if self.strikes(Fault::StrayEvent) {
@@ -74,7 +75,7 @@ impl World {
 
     /// Nothing is left to do: no job is open, and every block of every worker is back.
     fn is_over(&self) -> bool {
-        if self.is_arriving() || self.num_open > 0 {
+        if self.is_arriving() || self.num_open > 0 || self.num_coming > 0 {
             return false;
         }
         let mut workers = self.workers.iter().flatten();

@@ -67,6 +67,11 @@ impl World {
     pub(crate) fn tell(&mut self, worker: usize, events: &[Event<'_>]) {
         let has = self.workers[worker].as_mut().expect("up");
         let outcome = has.core.advance(events).expect("events of peers are never refused");
+        for event in events {
+            if let Event::Tick(now_us) = event {
+                has.is_told(*now_us);
+            }
+        }
         self.deliver(worker, &outcome);
         self.called(worker);
         self.pump(worker);

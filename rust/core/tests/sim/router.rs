@@ -149,8 +149,10 @@ impl World {
             if self.strikes(Fault::RepeatedSubmit) {
                 self.fired(Fault::RepeatedSubmit, worker);
                 let again = delay + self.rng.micros(1, 30_000_000);
+                self.heals_us = self.heals_us.max(self.agenda.now_us() + again);
                 self.agenda.after(again, Happening::SubmitPrefill { job, worker, pairing });
             }
+            self.heals_us = self.heals_us.max(self.agenda.now_us() + delay);
             self.agenda.after(delay, Happening::SubmitPrefill { job, worker, pairing });
         }
     }
@@ -197,8 +199,12 @@ impl World {
         });
         match submitted {
             Ok(id) => {
-                let held = Held { part: Part::Prefill, key: Some(key), ..Held::whole(job, tag) };
+                let (part, since_us) = (Part::Prefill, has.told_us);
+                let held = Held { part, key: Some(key), since_us, ..Held::whole(job, tag) };
                 has.held.insert(id, held);
+                let is_new = self.begun.insert((process, key));
+                let jumps = self.tally.exposure.of(Fault::ClockJump) > 0;
+                assert!(is_new || jumps, "{key:?} was over, is remembered, and begins again");
                 if is_other {
                     self.fired(Fault::OtherPrompt, worker);
                 }

@@ -43,6 +43,8 @@ pub struct Setup {
     pub outgrows: bool,
     /// Requests are of one kind from the first to the last, so that loads can be compared.
     pub is_steady: bool,
+    /// Nothing goes wrong between workers.
+    pub is_calm: bool,
     /// Mean time between arrivals.
     pub gap_us: u64,
     /// Whole bursts arrive at once.
@@ -134,6 +136,7 @@ impl Setup {
             num_jobs,
             outgrows,
             is_steady: false,
+            is_calm: false,
             gap_us: step_us * rng.pick(&[1, 4, 16, 64, 1024]) / 4,
             burst: rng.pick(&[1, 1, 1, 4, 16]),
             step_us,
@@ -160,7 +163,11 @@ impl Setup {
         if rng.once_in(4) {
             self.limits.max_num_requests = 1; // those whose prompt is here wait for the row
         }
-        if rng.once_in(4) { self.with_late_writes() } else { self }
+        match rng.below(8) {
+            0 | 1 => self.with_late_writes(),
+            2 => self.calm(),
+            _ => self,
+        }
     }
 
     /// What a worker's rooms are told.
@@ -201,6 +208,13 @@ impl Setup {
         for (kind, chance) in self.chances.iter_mut().enumerate() {
             *chance = if kept.contains(&kind) { 200 } else { 0 };
         }
+        self
+    }
+
+    /// Nothing goes wrong: prompts arrive.
+    fn calm(mut self) -> Self {
+        self.is_calm = true;
+        self.chances = [0; Fault::ALL.len()];
         self
     }
 

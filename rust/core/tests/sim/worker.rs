@@ -32,11 +32,13 @@ pub struct Held {
     pub key: Option<RoomKey>,
     /// Does it end if its room does?
     pub fails: bool,
+    /// What its worker had been told of the time when it came.
+    pub since_us: u64,
 }
 
 impl Held {
     pub fn whole(job: usize, tag: u64) -> Self {
-        Self { job, tag, part: Part::Whole, key: None, fails: false }
+        Self { job, tag, part: Part::Whole, key: None, fails: false, since_us: 0 }
     }
 }
 
@@ -65,6 +67,11 @@ pub struct Worker {
     /// Rooms as this side's transport knows them.
     pub desk: Desk,
     pub ledger: Ledger,
+    /// How long a request may wait for its other side, and the time that it was told last.
+    pub deadline_us: u64,
+    pub told_us: u64,
+    /// The time that it was told first: before, it cannot know how long anybody waits.
+    pub first_us: Option<u64>,
     /// Thousandths of a second that its clock counts per second.
     pub clock_rate: u64,
 }
@@ -96,6 +103,9 @@ impl Worker {
             busy_until_us: 0,
             desk: Desk::default(),
             ledger: Ledger::default(),
+            deadline_us: u64::MAX,
+            told_us: setup.origin_us,
+            first_us: None,
             clock_rate: 1_000,
         }
     }
@@ -173,6 +183,9 @@ impl Worker {
         let reports = reports.iter().map(|report| report.event(self.max_draft_tokens > 0));
         let events: Vec<Event<'_>> = reports.chain(now_us.map(Event::Tick)).collect();
         let outcome = self.core.advance(&events).expect("the oldest steps in flight");
+        if let Some(now_us) = now_us {
+            self.is_told(now_us);
+        }
         self.buffers.extend(due.into_iter().map(|flight| flight.memory));
         outcome
     }
@@ -220,6 +233,23 @@ impl Worker {
         }
         let has = self.stat("num_running") + self.stat("num_waiting");
         assert_eq!(has, self.held.len() as u64, "requests of the core, and ours");
+    }
+
+    /// It was told the time, which never goes back.
+    pub fn is_told(&mut self, now_us: u64) {
+        self.told_us = self.told_us.max(now_us);
+        self.first_us.get_or_insert(self.told_us);
+    }
+
+    /// Time is up for whoever has waited too long for the other side, and it has ended.
+    pub fn check_deadlines(&mut self) {
+        let Self { held, core, told_us, deadline_us, first_us, .. } = self;
+        let first_us = first_us.expect("told just now");
+        for (&id, held) in held.iter().filter(|(_, held)| held.key.is_some()) {
+            let waited_us = *told_us - held.since_us.max(first_us);
+            let is_late = waited_us > *deadline_us && core.explain(id).contains("room ");
+            assert!(!is_late, "it waits for {waited_us} us: {}", core.explain(id));
+        }
     }
 
     /// Every counter that is not zero.

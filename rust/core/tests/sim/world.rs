@@ -70,6 +70,8 @@ pub struct World {
     pub tally: Tally,
     pub(crate) trace: Trace,
     pub(crate) num_open: usize,
+    /// Jobs that were refused and will come again.
+    pub(crate) num_coming: usize,
     num_calls: u64,
     /// The first worker of each incarnation, in order from 1.
     pub(crate) started: Vec<usize>,
@@ -93,6 +95,8 @@ pub struct World {
     pub(crate) drawn: BTreeSet<Room>,
     /// What was counted once for a process and a room.
     pub(crate) counted: BTreeSet<(Fault, usize, RoomKey)>,
+    /// Rooms that began on the prefill side.
+    pub(crate) begun: BTreeSet<(Process, RoomKey)>,
     /// Digests of all that each rank posted for a room.
     pub(crate) sent: BTreeMap<(Room, Epoch, usize), u64>,
     /// When the last job arrived.
@@ -115,6 +119,7 @@ impl World {
             tally: Tally::default(),
             trace: Trace::new(seed),
             num_open: 0,
+            num_coming: 0,
             num_calls: 0,
             started: vec![],
             kept: BTreeMap::new(),
@@ -128,6 +133,7 @@ impl World {
             misplaced: BTreeSet::new(),
             drawn: BTreeSet::new(),
             counted: BTreeSet::new(),
+            begun: BTreeSet::new(),
             sent: BTreeMap::new(),
             arrived_us: 0,
             heals_us: 0,
@@ -198,6 +204,7 @@ impl World {
             }
             let settings = self.setup.room_settings(worker.role, &mut self.rng);
             worker.core.open_rooms(&settings).expect("once");
+            worker.deadline_us = settings.deadline_ms * 1_000;
             self.agenda.after(TICK_US, Happening::Tick { worker: index, incarnation });
         }
         worker
@@ -248,11 +255,25 @@ impl World {
         }
     }
 
+    /// Nothing went wrong: each room that began brought its prompt, or time was up in a queue, or
+    /// the client was too slow. Not so with several ranks: one that is told where to write before
+    /// its half has come refuses the room.
+    fn check_calm(&self) {
+        let begun = self.begun.len() as u64;
+        let given_up = [Fault::RoomDeadline, Fault::Deadline, Fault::SlowClient];
+        let given_up: u64 = given_up.iter().map(|&f| self.tally.exposure.of(f)).sum();
+        let arrived = self.tally.num_arrived;
+        assert!(begun <= arrived + given_up, "{arrived} of {begun} prompts arrived");
+    }
+
     fn check_rest(&mut self) {
         let open = self.jobs.iter().filter(|job| job.is_open()).count();
         assert_eq!((open, self.num_open), (0, 0), "jobs are lost: nothing more will happen");
         if self.setup.is_paired() {
             self.trace.say(format!("{:?}, healed at {} us", self.setup.way, self.heals_us));
+        }
+        if self.setup.is_calm && self.setup.num_ranks == 1 {
+            self.check_calm();
         }
         for worker in self.workers.iter_mut().flatten() {
             worker.check_at_rest();
