@@ -16,8 +16,8 @@ use crate::world::{Tally, World};
 const UNPANICKED: &str = "runs that panic are caught before";
 
 /// Seeds of every change, and how many fresh ones come on top.
-const FIXED: u64 = 300;
-const FRESH: u64 = 60;
+const FIXED: u64 = 120;
+const FRESH: u64 = 30;
 
 /// What a seed decides: every other one has prefill and decode workers.
 pub fn setup_of(seed: u64) -> Setup {

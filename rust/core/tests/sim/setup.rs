@@ -239,6 +239,7 @@ impl Setup {
             self.chances[fault as usize] = PARTS / 2;
         }
         self.chances[Fault::Crash as usize] = 2_000;
+        self.is_calm = false;
         self
     }
 
