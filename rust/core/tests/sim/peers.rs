@@ -128,7 +128,10 @@ impl World {
         match word {
             Word::Commit => {
                 assert!(!self.may_still_land(from, key), "{key:?} is committed and still written");
-                assert!(!self.flagged.contains(&place), "{key:?} is committed and not finite");
+                assert!(
+                    !self.rooms.flagged.contains(&place),
+                    "{key:?} is committed and not finite"
+                );
             }
             Word::Abort(Reason::Deadline) => {
                 self.fired_once(Fault::RoomDeadline, from.worker, key);
@@ -217,7 +220,7 @@ impl World {
             let non_finite = rank + 1 == num_ranks && self.strikes(Fault::FlaggedRow);
             if non_finite {
                 self.fired(Fault::FlaggedRow, worker);
-                self.flagged.insert((posting.key.room, posting.key.epoch));
+                self.rooms.flagged.insert((posting.key.room, posting.key.epoch));
             }
             if rank + 1 == num_ranks && self.strikes(Fault::WildFirstToken) {
                 self.fired(Fault::WildFirstToken, worker);
@@ -239,7 +242,7 @@ impl World {
         let key = check.key;
         let num_ranks = self.setup.num_ranks;
         let (first_token, mut found) = has.desk.inspect(key, aux, &has.device, num_ranks);
-        let sent = |rank| self.sent.get(&(key.room, key.epoch, rank)).copied();
+        let sent = |rank| self.rooms.sent.get(&(key.room, key.epoch, rank)).copied();
         let sent: Vec<u64> = (0..num_ranks).filter_map(sent).collect();
         if self.plant.strikes(Bug::UncheckedDigest) {
             let tag = Tag { writer: key.peer, ..found.tag };
@@ -249,7 +252,7 @@ impl World {
         let says = self.workers[worker].as_mut().expect("up").core.explain(check.request);
         self.tally.num_arrived += u64::from(is_whole && says.contains(INSPECTED));
         if !is_whole && says.contains(INSPECTED) {
-            let was_tampered = self.tampered.contains(&(key.room, key.epoch));
+            let was_tampered = self.rooms.tampered.contains(&(key.room, key.epoch));
             assert!(was_tampered, "what landed for {key:?} is not what was sent: {found:?}");
             self.fired(Fault::DigestCaught, worker);
         }

@@ -81,7 +81,7 @@ impl World {
     fn room_of_attempt(&mut self, job: usize, leader: usize) -> Option<(usize, Room)> {
         if let Some((before, room)) = self.jobs[job].room
             && before == leader
-            && !self.misplaced.contains(&room)
+            && !self.rooms.misplaced.contains(&room)
             && self.strikes(Fault::SameRoom)
         {
             self.fired(Fault::SameRoom, leader);
@@ -103,7 +103,7 @@ impl World {
         if self.strikes(Fault::ForeignRoom) {
             self.fired(Fault::ForeignRoom, leader);
             let room = placement::unplaced(draw).expect("small enough");
-            if !self.drawn.insert(room) {
+            if !self.rooms.drawn.insert(room) {
                 return self.room_for(leader);
             }
             let size = u32::try_from(self.setup.dp_size()).expect("few");
@@ -118,11 +118,11 @@ impl World {
         let is_lost = self.plant.strikes(Bug::RankLost);
         let room = if is_lost { placement::unplaced(draw) } else { place.room(draw) };
         let room = room.expect("small enough");
-        if !self.drawn.insert(room) {
+        if !self.rooms.drawn.insert(room) {
             return self.room_for(leader);
         }
         if place != self.place_of(leader) {
-            self.misplaced.insert(room);
+            self.rooms.misplaced.insert(room);
         }
         Some((leader, room))
     }
@@ -180,11 +180,11 @@ impl World {
         }
         let is_current = self.jobs[job].is_open() && self.jobs[job].epoch == epoch.wrapping_add(1);
         if let Err(misplaced) = self.place_of(prefill.worker).check(room) {
-            assert!(self.misplaced.contains(&room), "{misplaced}, by mistake");
+            assert!(self.rooms.misplaced.contains(&room), "{misplaced}, by mistake");
             self.fired(Fault::MisplacedRoom, worker);
             return self.try_again(job, is_current);
         }
-        assert!(!self.misplaced.contains(&room), "{room:?} is taken by the wrong rank");
+        assert!(!self.rooms.misplaced.contains(&room), "{room:?} is taken by the wrong rank");
         let (peer, epoch) = (Self::incarnation_of(decode), Epoch(epoch));
         let on_failure = OnFailure::Fail;
         let transfer = Transfer { room, epoch, peer, peer_ranks: vec![0], on_failure };
@@ -202,7 +202,7 @@ impl World {
                 let (part, since_us) = (Part::Prefill, has.told_us);
                 let held = Held { part, key: Some(key), since_us, ..Held::whole(job, tag) };
                 has.held.insert(id, held);
-                let is_new = self.begun.insert((process, key));
+                let is_new = self.rooms.begun.insert((process, key));
                 let jumps = self.tally.exposure.of(Fault::ClockJump) > 0;
                 assert!(is_new || jumps, "{key:?} was over, is remembered, and begins again");
                 if is_other {

@@ -37,7 +37,8 @@ impl World {
         let share = self.share_of(from.worker);
         let digests = items.iter().map(|&(source, target)| digest(device, source, target, share));
         let digest = digests.fold(0, u64::wrapping_add);
-        let sent = self.sent.entry((posting.key.room, posting.key.epoch, share.rank)).or_default();
+        let sent =
+            self.rooms.sent.entry((posting.key.room, posting.key.epoch, share.rank)).or_default();
         *sent = sent.wrapping_add(digest);
         let mut flow = Flow::new(from, to, posting, &items, share, digest);
         flow.is_cut = self.fences.contains(&(to, self.leader(from)));
@@ -82,7 +83,7 @@ impl World {
         if self.strikes(Fault::BitFlip) {
             if cargo.flip(self.rng.below(1 << 20)) {
                 let key = self.flows.on[&number].key;
-                self.tampered.insert((key.room, key.epoch));
+                self.rooms.tampered.insert((key.room, key.epoch));
             }
             self.fired(Fault::BitFlip, from.worker);
         }

@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsv4_core::Event;
-use dsv4_core::transfer::ids::{Epoch, Room, RoomKey};
 
 use crate::agenda::Agenda;
 use crate::clients::Clients;
@@ -24,6 +23,7 @@ use crate::model::mix;
 use crate::peers::TICK_US;
 use crate::plant::Plant;
 use crate::rng::Rng;
+use crate::room_log::RoomLog;
 use crate::setup::{PARTS, Role, Setup};
 use crate::trace::{Note, Trace};
 use crate::transport::Flows;
@@ -86,20 +86,7 @@ pub struct World {
     pub(crate) num_fences: BTreeMap<(Process, Process), u32>,
     /// Until when a worker does nothing.
     pub(crate) stopped: BTreeMap<usize, u64>,
-    /// Rooms of which a bit was flipped on the way.
-    pub(crate) tampered: BTreeSet<(Room, Epoch)>,
-    /// Rooms whose aux row says that something was not finite.
-    pub(crate) flagged: BTreeSet<(Room, Epoch)>,
-    /// Rooms whose number is not that of the rank they were sent to.
-    pub(crate) misplaced: BTreeSet<Room>,
-    /// Rooms that were drawn: no two attempts are told apart by luck.
-    pub(crate) drawn: BTreeSet<Room>,
-    /// What was counted once for a process and a room.
-    pub(crate) counted: BTreeSet<(Fault, usize, RoomKey)>,
-    /// Rooms that began on the prefill side.
-    pub(crate) begun: BTreeSet<(Process, RoomKey)>,
-    /// Digests of all that each rank posted for a room.
-    pub(crate) sent: BTreeMap<(Room, Epoch, usize), u64>,
+    pub(crate) rooms: RoomLog,
     /// When the last job arrived.
     pub(crate) arrived_us: u64,
     /// From when on nothing new goes wrong.
@@ -129,13 +116,7 @@ impl World {
             fences: BTreeSet::new(),
             num_fences: BTreeMap::new(),
             stopped: BTreeMap::new(),
-            tampered: BTreeSet::new(),
-            flagged: BTreeSet::new(),
-            misplaced: BTreeSet::new(),
-            drawn: BTreeSet::new(),
-            counted: BTreeSet::new(),
-            begun: BTreeSet::new(),
-            sent: BTreeMap::new(),
+            rooms: RoomLog::default(),
             arrived_us: 0,
             heals_us: 0,
             clock_skew_us: 0,
@@ -173,7 +154,8 @@ impl World {
             self.happen(happening);
         }
         self.check_rest();
-        self.tally.num_rooms = self.sent.keys().filter(|(.., rank)| *rank == 0).count() as u64;
+        self.tally.num_rooms =
+            self.rooms.sent.keys().filter(|(.., rank)| *rank == 0).count() as u64;
         self.tally.virtual_us = self.agenda.now_us();
         self.tally.num_struck = self.plant.num_struck;
         self.tally
@@ -228,13 +210,6 @@ impl World {
         chance > 0 && !is_calm && self.rng.below(PARTS) < chance
     }
 
-    /// The same, once for a process and a room.
-    pub(crate) fn fired_once(&mut self, fault: Fault, whom: usize, key: RoomKey) {
-        if self.counted.insert((fault, whom, key)) {
-            self.fired(fault, whom);
-        }
-    }
-
     pub(crate) fn is_arriving(&self) -> bool {
         self.jobs.len() < self.setup.num_jobs
     }
@@ -254,17 +229,6 @@ impl World {
             has.check_books();
             self.tally.num_audits += 1;
         }
-    }
-
-    /// Nothing went wrong: each room that began brought its prompt, or time was up in a queue, or
-    /// the client was too slow. Not so with several ranks: one that is told where to write before
-    /// its half has come refuses the room.
-    fn check_calm(&self) {
-        let begun = self.begun.len() as u64;
-        let given_up = [Fault::RoomDeadline, Fault::Deadline, Fault::SlowClient];
-        let given_up: u64 = given_up.iter().map(|&f| self.tally.exposure.of(f)).sum();
-        let arrived = self.tally.num_arrived;
-        assert!(begun <= arrived + given_up, "{arrived} of {begun} prompts arrived");
     }
 
     fn check_rest(&mut self) {
