@@ -31,7 +31,7 @@ from benches.gpu.plan import Part
 
 ROOT = Path(__file__).parents[2]
 # Whose tests come before a bench: the folder of the same name, but for these.
-TESTED_BY = {"sparse_decode": "attention"}
+TESTED_BY = {"sparse_decode": "attention", "sparse_prefill": "attention"}
 
 
 def device_name() -> str:

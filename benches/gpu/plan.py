@@ -10,9 +10,16 @@ TOTAL_S = 540
 CLOSING_S = 10  # to merge rows and print the table
 LEAST_S = 5  # a part that has less left is not started
 
-# Compiling for other GPUs needs none, and the references are right or wrong on a CPU alike.
+# Compiling for other GPUs needs none, nor do emulated kernels, and the references are right or wrong on a CPU alike.
 # Blackwell's products are timed by no bench; `scripts/gpu.sh OUT moe` runs them.
-NOT_HERE = ("*_reference.py", "*test_compiled.py", "*test_targets.py", "*test_gpu_*.py")
+NOT_HERE = (
+    "*_reference.py",
+    "*_compiled.py",
+    "*test_targets.py",
+    "*test_gpu_*.py",
+    "*test_emulated.py",
+    "*test_mutants.py",
+)
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "-c", "/dev/null", "--rootdir=.", "--import-mode=importlib")
 QUICK = (
     *PYTEST,
@@ -53,7 +60,8 @@ TESTS = (
     Part("sample", "tests", 15),
 )
 BENCHES = (
-    Part("sparse_decode", "bench", 60),
+    Part("sparse_decode", "bench", 45),
+    Part("sparse_prefill", "bench", 15),
     Part("moe", "bench", 80),
     Part("linear", "bench", 80),
     Part("index", "bench", 50),

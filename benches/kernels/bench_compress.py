@@ -149,7 +149,7 @@ def c128_case(T: int, *, decode: bool) -> Case:
     sets: dict[int, OnlineCompressor] = {}
 
     def inputs() -> OnlineCompressor:
-        state = randn(state_slots, 3, 512).abs() + 0.1
+        state = randn(state_slots, 1, 3, 512).abs() + 0.1
         weight = torch.rand(512, device="cuda") + 0.5
         return OnlineCompressor(randn(T, 2, 512), randn(128, 512), weight, state, pool_of(KV128, rows))
 
@@ -159,7 +159,7 @@ def c128_case(T: int, *, decode: bool) -> Case:
         compress_c128(part, plan, max_new_tokens=new)
         if decode:
             place = at.positions.long() % 128
-            before = reference.Running(*(x.clone() for x in old[1:].unbind(1)))
+            before = reference.Running(*(x.clone() for x in old[1:, 0].unbind(1)))
             empty = reference.Running.empty(T, 512, old.device)
             begun = reference.Running(
                 *(torch.where((place > 0)[:, None], a, b) for a, b in zip(before, empty, strict=True))
@@ -167,7 +167,7 @@ def c128_case(T: int, *, decode: bool) -> Case:
             grown = reference.accumulate(begun, part.projected[:, 0], part.projected[:, 1] + part.ape[place])
             pooled = grown.pooled[closing.long()]
             kept = torch.stack(grown, 1)[place < 127]
-            got = part.state[1:][place < 127]
+            got = part.state[1:, 0][place < 127]
             assert float((got - kept).norm() / kept.norm()) < 1e-6, "the state of open groups"
         else:
             score = part.projected[:, 1] + part.ape[at.positions.long() % 128]

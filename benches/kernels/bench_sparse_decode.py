@@ -1,8 +1,12 @@
-"""Sparse decode attention at the shapes of Flash's three layer kinds, against FlashMLA's V4 kernels (two launches)."""
+"""Sparse decode attention at the shapes of Flash's three layer kinds, against FlashMLA's V4 kernels (two launches).
+
+What `choice` says serves is timed; triton_attention.py has the Triton kernel beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -11,6 +15,7 @@ from benches.kernels.harness import Call, Case, Peer
 from torch import Tensor
 
 from dsv4.kernels.attention import sparse_decode as ours
+from dsv4.kernels.attention.choice import choice
 from dsv4.kernels.attention.split import Split, SplitScratch, scratch_of, split_of
 
 H, D, WINDOW = 64, 512, 128
@@ -84,14 +89,17 @@ class Bench:
         entry = torch.arange(extra, device="cuda")
         return Inputs(q, window, table, (table[:, entry // page] * page + entry % page).int())
 
+    def rows(self, shape: str, x: Inputs) -> ours.SelectedRows | ours.VisibleRows | None:
+        if x.extra is None:
+            return None
+        if shape == "c4":
+            return ours.SelectedRows(self.pools[64], x.extra)
+        return ours.VisibleRows(self.pools[2], x.extra, torch.arange(len(x.q), device="cuda").int())
+
     def call(self, shape: str, x: Inputs, split: Split, scratch: SplitScratch) -> Call:
         B = len(x.q)
         positions = torch.full((B,), SHAPES[shape][1], dtype=torch.int32, device="cuda")
-        rows: ours.SelectedRows | ours.VisibleRows | None = None
-        if shape == "c4" and x.extra is not None:
-            rows = ours.SelectedRows(self.pools[64], x.extra)
-        elif x.extra is not None:
-            rows = ours.VisibleRows(self.pools[2], x.extra, torch.arange(B, device="cuda").int())
+        rows = self.rows(shape, x)
         return lambda: ours.sparse_decode(x.q, self.sink, self.window, x.window_slots, positions, rows, split, scratch)
 
     def peer(self, shape: str, sets: list[Inputs]) -> Peer:
@@ -119,21 +127,25 @@ class Bench:
 
         return Peer(name, f"sgl-flash-mla {version('sgl-flash-mla')}", make)
 
+    def error(self, shape: str, x: Inputs, out: Tensor, t: int) -> float:
+        """Of one token, against float64."""
+        keys = rows_of(self.window, x.window_slots[t].long(), 64)
+        if x.extra_slots is not None:
+            page = SHAPES[shape][2]
+            keys = torch.cat((keys, rows_of(self.pools[page], x.extra_slots[t].long(), page)))
+        s = x.q[t].double() @ keys.double().T * SCALE
+        p = (s - s.amax(1, keepdim=True)).exp()
+        p = p / (p.sum(1, keepdim=True) + (self.sink.double().unsqueeze(1) - s.amax(1, keepdim=True)).exp())
+        want = p @ keys.double()
+        return float((out[t].double() - want).norm() / want.norm())
+
     def check(self, shape: str, B: int, split: Split, scratch: SplitScratch) -> None:
         """Some tokens against float64, all of them against the bits of another split and of a batch of one."""
         x = self.inputs(shape, B)
         out = self.call(shape, x, split, scratch)()
         assert isinstance(out, Tensor)
         for t in {0, B // 2, B - 1}:
-            keys = rows_of(self.window, x.window_slots[t].long(), 64)
-            if x.extra_slots is not None:
-                page = SHAPES[shape][2]
-                keys = torch.cat((keys, rows_of(self.pools[page], x.extra_slots[t].long(), page)))
-            s = x.q[t].double() @ keys.double().T * SCALE
-            p = (s - s.amax(1, keepdim=True)).exp()
-            p = p / (p.sum(1, keepdim=True) + (self.sink.double().unsqueeze(1) - s.amax(1, keepdim=True)).exp())
-            want = p @ keys.double()
-            error = float((out[t].double() - want).norm() / want.norm())
+            error = self.error(shape, x, out, t)
             assert error < 3e-3, f"token {t} of {B}: error {error}"
             one = Inputs(*(v[t : t + 1].contiguous() if v is not None else None for v in x))  # type: ignore[arg-type]
             units = 64
@@ -144,6 +156,7 @@ class Bench:
             assert torch.equal(got[0], out[t]), f"token {t} of {B} has other bits alone"
 
     def case(self, shape: str, B: int) -> Case:
+        """What serves, against FlashMLA."""
         extra = SHAPES[shape][0]
         sets: list[Inputs] = []
         units = -(-(WINDOW + extra) // ours.UNIT)
@@ -159,11 +172,12 @@ class Bench:
         distinct += probe.extra_slots.unique().numel() if probe.extra_slots is not None else 0
         case = Case(
             op="sparse_decode", shape={"kind": shape, "B": B}, dtype="fp8_ds_mla", make=make, launches=1,
+            served=choice(self.window.device).name,
             bytes=distinct * ROW + B * H * D * 4, flops=4 * B * H * keys * D,
             check=lambda: self.check(shape, B, split, scratch),
         )  # fmt: skip
         sets.extend(self.inputs(shape, B) for _ in range(case.sets))
-        return Case(**{f: getattr(case, f) for f in Case.__slots__} | {"peers": [self.peer(shape, sets)]})
+        return replace(case, peers=[self.peer(shape, sets)])
 
 
 def cases() -> Iterator[Case]:

@@ -42,6 +42,7 @@ class Case:
     """One op at one shape.
 
     bytes, flops   what the op must move and compute; `touched` what one set of inputs holds, if that is more
+    served         by which of several implementations of ours
     check          raises AssertionError if the op is wrong here; runs before anything is timed
     """
 
@@ -55,6 +56,7 @@ class Case:
     flops_per_s: float = BF16_FLOPS
     touched: int = 0
     routing: str = ""
+    served: str = ""
     check: Callable[[], None] | None = None
     peers: Sequence[Peer] = field(default_factory=tuple)
 
@@ -135,6 +137,7 @@ def measure(case: Case) -> Iterator[dict[str, object]]:
             "x_floor": round(us / case.floor_us, 2),
             "launches": case.launches,
             "routing": case.routing,
+            "served": case.served,
             "peer": peer.name,
             "peer_version": peer.version,
         }

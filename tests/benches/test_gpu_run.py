@@ -22,7 +22,7 @@ def test_every_bench_and_every_folder_of_kernel_tests_is_in_the_plan() -> None:
     benches = {path.stem.removeprefix("bench_") for path in (ROOT / "benches/kernels").glob("bench_*.py")}
     assert {part.name for part in plan.BENCHES} == benches
     folders = {path.parent.name for path in (ROOT / "tests/kernels").glob("*/test_*.py")}
-    assert {part.name for part in plan.TESTS} == folders - {"quant"}, "quant is a reference alone"
+    assert {part.name for part in plan.TESTS} == folders - {"quant", "cuda"}, "a reference, an emulator"
     for part in plan.BENCHES:
         assert gpu.TESTED_BY.get(part.name, part.name) in folders
 
@@ -86,7 +86,7 @@ def test_a_good_session_runs_everything(tmp_path: Path) -> None:
 def test_what_fails_its_tests_is_not_timed_and_the_others_are(tmp_path: Path) -> None:
     bad, ran = session(tmp_path, {"tests/kernels/attention": (1, 3.0), "moe": (1, 3.0)})
     bad.work(PARTS)
-    assert set(bad.bad) == {"tests attention", "bench sparse_decode", "bench moe"}
+    assert set(bad.bad) == {"tests attention", "bench sparse_decode", "bench sparse_prefill", "bench moe"}
     assert "sparse_decode" not in ran
     assert ran[-1] == "sample"
 

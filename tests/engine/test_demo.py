@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.engine.gates import assert_all_blocks_free, assert_free
 
 from dsv4 import LLM, AsyncEngine, EngineConfig, SamplingParams
 from dsv4.engine.report import fingerprint
-from dsv4.errors import CheckpointError, ConfigError
+from dsv4.errors import CheckpointError, ConfigError, UnsupportedModel
+from dsv4.runtime.start import load
 from dsv4.types import ChatRequest
 
+FLASH = Path(__file__).parents[1] / "data" / "deepseek_v4" / "configs" / "V4-Flash.config.json"
 SMALL = EngineConfig(kv_cache_memory_bytes=32 << 20, max_num_seqs=4, max_model_len=1024, max_num_batched_tokens=128)
 
 
@@ -74,11 +79,20 @@ def test_the_asynchronous_engine_does_the_same(llm: LLM) -> None:
     asyncio.run(work())
 
 
+def test_a_gpu_that_is_not_there_is_missed_before_a_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(FLASH, tmp_path / "config.json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU here"):
+        load(EngineConfig(model=str(tmp_path), load_format="dummy", device="cuda", kv_cache_memory_bytes=1 << 30))
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "complaint"),
     [
         ({"model": "/nowhere/at/all"}, CheckpointError, "does not exist"),
-        ({"device": "cuda"}, ConfigError, "torch sees no GPU here"),
+        ({"device": "cuda"}, UnsupportedModel, "index_n_heads is 16; the GPU's kernels take 64"),
         ({"kv_cache_memory_bytes": 4096}, ConfigError, "4096 bytes of KV memory are too few"),
         ({"max_model_len": 1 << 20}, ConfigError, "max_position_embeddings"),
         ({"tokenizer": "/nowhere/at/all"}, CheckpointError, "tokenizer"),

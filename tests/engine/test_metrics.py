@@ -46,6 +46,7 @@ GAUGES = {
     "build_info",
     "cache_config_info",
     "config_info",
+    "kernel_info",
     "recipe_info",
 }
 HISTOGRAMS = {

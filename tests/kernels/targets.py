@@ -50,7 +50,7 @@ BUILDS = {
     ),
     "norm_rope_store": Build(
         "dsv4.kernels.norm_rope.query_store:_norm_rope_store",
-        (BF16, BF16, BF16, F32, F32, U8, BF16, I32, "i32", "fp32"),
+        (BF16, BF16, BF16, F32, F32, U8, BF16, I32, "i32", "i32", "fp32"),
         {"H": 64, "R": 2, "PAGE": 64, "STRIDE": 37440, "ANGLES": 32},
         1,
         EXACT,
@@ -65,9 +65,57 @@ BUILDS = {
     "compress_c4": Build(
         "dsv4.kernels.compress.c4:_compress_c4",
         (*ROW, BF16, *ROW, F32, I32, I64, F32, F32, I32, "i32", "i32", "fp32"),
-        {"FP4": True, "PAGE": 64, "KV_STRIDE": 37440, "INDEX_STRIDE": 4352, "ANGLES": 32},
+        {"RING": 8, "FP4": True, "PAGE": 64, "KV_STRIDE": 37440, "INDEX_STRIDE": 4352, "ANGLES": 32},
         2,
         EXACT,
+    ),
+    "window_slots": Build(
+        "dsv4.kernels.attention.plan:_window_slots",
+        (I32, I32, I32, "i32", I32, I32),
+        {},
+        4,
+    ),
+    "index_queries": Build(
+        "dsv4.kernels.index.queries:_index_queries",
+        (BF16, BF16, F32, F32, U8, F32, "fp32"),
+        {"R": 4, "FP4": True, "ANGLES": 32},
+        1,
+        EXACT,
+    ),
+    "route_logits": Build(
+        "dsv4.kernels.moe.route:_logits",
+        (BF16, BF16, F32, "i32"),
+        {"C": 4096, "E": 256, "PARTS": 4, "BT": 16, "BE": 16, "BC": 256, "PDL": True},
+        4,
+        {"num_stages": 3},
+    ),
+    "route_choose": Build(
+        "dsv4.kernels.moe.route:_choose",
+        (F32, F32, I32, I32, I32, F32, "fp32"),
+        {"E": 256, "EP": 256, "K": 6, "KP": 8, "PARTS": 4, "HASHED": False, "PDL": True},
+        1,
+    ),
+    "count": Build("dsv4.kernels.moe.permute:_count", (I32, I32, "i32"), {"CHUNK": 4096, "PDL": True}, 8),
+    "permute": Build(
+        "dsv4.kernels.moe.permute:_permute",
+        (I32, I32, I32, I32, "i32", "i32"),
+        {"E": 256, "BINS": 512, "SIZE": 16, "CHUNK": 512, "COUNTED": False, "PDL": True},
+        4,
+    ),
+    "to_fp8": Build(
+        "dsv4.kernels.moe.quantise:_to_fp8", (BF16, U8, F32, F32, U8), {"C": 4096, "BLOCKS": 8, "PDL": True}, 2
+    ),
+    "to_fp4": Build(
+        "dsv4.kernels.moe.quantise:_to_fp4",
+        (BF16, U8, U8, BF16),
+        {"C": 4096, "BLOCKS": 32, "PACK": True, "PDL": True},
+        2,
+    ),
+    "combine": Build(
+        "dsv4.kernels.moe.combine:_combine",
+        (BF16, I32, BF16, BF16),
+        {"E": 256, "C": 4096, "TOP": 6, "BC": 1024, "SHARED": True, "PDL": True},
+        4,
     ),
     "compress_c128": Build(
         "dsv4.kernels.compress.c128_online:_compress_c128",
@@ -117,7 +165,8 @@ def main() -> None:
         for name, build in BUILDS.items():
             kernel = compiled(build, target)
             counts = {word: kernel.asm["ptx"].count(word) for word in COUNTED}
-            row = {"kernel": name, "arch": target, **resources(kernel.asm["cubin"]), **counts}
+            entry = build.where.replace(":", ".")
+            row = {"kernel": name, "entry": entry, "arch": target, **resources(kernel.asm["cubin"]), **counts}
             sys.stdout.write(json.dumps(row) + "\n")
 
 

@@ -27,6 +27,7 @@ from dsv4.model.gpu.step import Bounds
 from dsv4.model.inputs import StepInputs
 from dsv4.model.model import DeepseekV4
 from dsv4.model.numerics import FLOAT32, Numerics
+from dsv4.runtime.gpu.memory import IDLE
 
 CONFIG = dataclasses.replace(
     ModelConfig.parse(json.loads((DEMO / "config.json").read_text())),
@@ -116,6 +117,75 @@ def test_a_prompt_and_then_tokens_one_by_one(device: torch.device, seed: int) ->
     no_worse(*both.step(list(prompts.items())))
     for token in prompt(3 if DEVICE == "cuda" else 1, seed + 99):
         no_worse(*both.step([(name, [token]) for name in prompts]))
+
+
+@SLOW
+@pytest.mark.parametrize("right", range(3))
+def test_drafts_leave_the_bits_of_one_token_at_a_time(right: int, device: torch.device, seed: int) -> None:
+    """Two drafts behind a token, so many of them right; then what counts goes on. Its logits, bit for bit."""
+    ids = prompt((125 if DEVICE == "cuda" else 5) + 6, seed)
+    start, found = len(ids) - 6, []
+    for drafts in (0, 2):
+        planner = Planner(CONFIG.sliding_window, full=4, swa=12, slots=2)
+        caches = _moved(make_caches(CONFIG, NUMERICS, planner, draft_tokens=drafts), device)
+        if drafts:
+            wrong = [(token + 1) % CONFIG.vocab_size for token in ids[start + 1 + right : start + 3]]
+            pieces = [(ids[:start], 0, 1), (ids[start : start + 1 + right] + wrong, 2, 1 + right)]
+            pieces += [(ids[start + 1 + right : start + 4], 0, 3 - right)]
+        else:
+            pieces = [(ids[:start], 0, 1), *(([token], 0, 1) for token in ids[start : start + 4])]
+        logits, bank = [], 0
+        for piece, num_drafts, counts in pieces:
+            inputs = planner.step([("a", piece)], sample="all")
+            if drafts:
+                writes = [-1] * (len(piece) - 1 - num_drafts) + list(range(num_drafts + 1))
+                banks = {"state_banks": torch.tensor([bank]), "bank_writes": torch.tensor(writes)}
+                inputs, bank = dataclasses.replace(inputs, **banks), right if num_drafts else 0
+            bounds = Bounds(int(inputs.seq_lens.max()), len(piece))
+            out = over_kernels(device).forward(_int32(inputs, device), caches, bounds).logits.cpu()
+            logits.append(out[:counts] if num_drafts else out[-counts:])
+            planner.requests["a"].num_computed -= len(piece) - counts if num_drafts else 0
+        found.append(torch.cat(logits))
+    assert found[0].isfinite().all()
+    assert torch.equal(found[1], found[0])
+
+
+@SLOW
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy: the sink's weight is infinite where no key is seen
+def test_idle_rows_change_nothing(device: torch.device, seed: int) -> None:
+    """A step of one token, alone and padded to three as a graph's: the same bits, in logits and in every pool."""
+    found = []
+    for rows in (1, 3):
+        planner = Planner(CONFIG.sliding_window, full=4, swa=12, slots=2)
+        caches = _moved(make_caches(CONFIG, NUMERICS, planner), device)
+        ids, logits = prompt(129 if DEVICE == "cuda" else 4, seed), torch.empty(0)
+        for piece in (ids[:-1], ids[-1:]):
+            inputs = planner.step([("a", piece)], sample="last")
+            arrays = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
+            if len(piece) == 1 and rows > 1:
+                for name, value in IDLE.items():
+                    array = arrays[name]
+                    if name not in {"state_banks", "bank_writes"}:
+                        arrays[name] = torch.cat((array, torch.full((rows - len(array),), value, dtype=torch.int32)))
+                arrays["query_starts"] = torch.tensor([0, *[1] * rows], dtype=torch.int32)
+                for name in ("block_table_full", "block_table_swa"):
+                    arrays[name] = arrays[name].repeat(rows, 1)
+            bounds = Bounds(int(inputs.seq_lens.max()), len(piece))
+            logits = over_kernels(device).forward(_int32(StepInputs(**arrays), device), caches, bounds).logits
+        pools = [
+            pool.cpu().view(torch.uint8)
+            for layer in caches.layers
+            for pool in (getattr(layer, f.name) for f in dataclasses.fields(layer))
+            if pool is not None
+        ]
+        found.append((logits[:1].cpu(), pools))
+    assert torch.equal(found[1][0], found[0][0])
+    assert found[0][0].isfinite().all()
+    assert all(torch.equal(a, b) for a, b in zip(found[1][1], found[0][1], strict=True))
+
+
+def _int32(inputs: StepInputs, device: torch.device) -> StepInputs:
+    return StepInputs(**{f.name: getattr(inputs, f.name).int().to(device) for f in dataclasses.fields(inputs)})
 
 
 @SLOW

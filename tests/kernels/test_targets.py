@@ -1,33 +1,21 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.kernels import targets
+from tests.kernels import compiling, targets
+from tests.kernels.compiling import TARGETS
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
-TARGETS = (90, 100, 103)  # Hopper, and the Blackwell chips that nobody here can run
 SMALL_FRAME = 8  # bytes of stack that an indexed layout change may take; anything more is a spill
 
 
-Rows = dict[str, dict[str, int]]
-
-
 @functools.cache
-def rows(arch: int) -> Rows:
-    """What every kernel became on this target, all compiled in one process without the interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "tests.kernels.targets", str(arch)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {row["kernel"]: row for row in map(json.loads, done.stdout.splitlines())}
+def rows(arch: int) -> dict[str, dict[str, Any]]:
+    """What every kernel became on this target."""
+    return {row["kernel"]: row for row in compiling.rows("targets", arch)}
 
 
 @pytest.mark.parametrize("name", targets.BUILDS)

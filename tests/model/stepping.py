@@ -141,7 +141,9 @@ def chunks(tokens: Sequence[int], sizes: Iterable[int]) -> list[Sequence[int]]:
     return [piece for piece in found if len(piece)]
 
 
-def make_caches(config: ModelConfig, numerics: Numerics, planner: Planner, num_draft_layers: int = 0) -> Caches:
+def make_caches(
+    config: ModelConfig, numerics: Numerics, planner: Planner, num_draft_layers: int = 0, draft_tokens: int = 0
+) -> Caches:
     """Caches as large as the planner's pools, every row of them poisoned: a read of what was not written shows."""
     caches = allocate(
         config,
@@ -150,6 +152,7 @@ def make_caches(config: ModelConfig, numerics: Numerics, planner: Planner, num_d
         num_swa_blocks=planner.swa.count,
         num_slots=planner.slots.count,
         num_draft_layers=num_draft_layers,
+        draft_tokens=draft_tokens,
     )
     for layer in caches.layers:
         for pool in (layer.swa, layer.c4, layer.index, layer.c128):
@@ -193,5 +196,5 @@ def owned(planner: Planner, caches: Caches, name: str) -> dict[str, Tensor]:
         if layer.c128 is not None and layer.c128_state is not None:
             found[f"{i} c128"] = raw_rows(layer.c128, entries(128), layouts.c128)
             if end % 128:
-                found[f"{i} c128 state"] = layer.c128_state[request.state_slot].view(torch.int32)
+                found[f"{i} c128 state"] = layer.c128_state[request.state_slot, 0].view(torch.int32)
     return found

@@ -122,7 +122,7 @@ def test_long_contexts_fade_when_entries_turn_by_their_index(ratio: int) -> None
         state = torch.full((2, 8, 2, width), torch.nan)
         got = compressor.close_c4(x, positions, C4Plan.of(inputs, positions, frequencies), state)
     else:
-        state = torch.full((2, 3, width), torch.nan)
+        state = torch.full((2, 1, 3, width), torch.nan)
         got = compressor.close_c128(x, positions, C128Plan.of(inputs, positions, frequencies), state)
     kv, score = compressor.rows(x, positions).unbind(1)
     D, groups = config.head_dim, 384 // ratio

@@ -2,36 +2,102 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dsv4.kernels.attention.choice import Choice
+
 REFERENCE = "reference"
 """The readable implementation of every op; all of it on a CPU."""
 
-TRITON = "triton"
-"""Every op of a step on a GPU, but for those of ON_HOST."""
+TRITON, CUDA = "triton", "cuda"
+"""Every op of a step on a GPU, but for the index arithmetic of TORCH, for ON_HOST, and for attention in CUDA C++."""
 
-OPS: tuple[tuple[str, str], ...] = (
-    ("embedding, copies of state", "torch"),
-    ("mHC boundary, mHC head", "mhc.boundary"),
-    ("FP8 and bf16 products, their quantisation", "linear.gemm, linear.quantise"),
-    ("head norm, RoPE, window rows", "norm_rope.query_store"),
-    ("compression, C4 and online C128", "compress.c4, compress.c128_online"),
-    ("index queries, scores, top-k", "index.queries, index.logits, index.topk"),
-    ("sparse attention, decode and prefill", "attention.sparse_decode"),
-    ("router, experts (W4A8), shared expert", "moe.route, moe.experts, linear.gemm"),
-    ("sampling", "sample.sample"),
+
+class Op(NamedTuple):
+    """One op of a GPU step: file under `dsv4/kernels`, .py unless it says -> the kernels launched from there."""
+
+    name: str
+    files: dict[str, tuple[str, ...]]
+
+    @property
+    def served_by(self) -> str:
+        """Its kernels, with their files."""
+        return ", ".join(
+            f"{' + '.join(kernels)} (kernels/{file if '.' in file else f'{file}.py'})"
+            for file, kernels in self.files.items()
+        )
+
+
+SPARSE_ATTENTION, MANY_TOKENS = "sparse attention", "sparse attention of many tokens"
+
+OPS: tuple[Op, ...] = (
+    Op("mHC boundary, mHC head", {"mhc/post_project": ("post_project",), "mhc/mix_norm": ("mix_norm",)}),
+    Op("FP8 and bf16 products", {"linear/few_rows": ("few_rows",), "linear/many_rows": ("many_rows",)}),
+    Op("norm or SwiGLU, FP8 of their inputs", {"linear/quantise": ("_quantise",)}),
+    Op(
+        "head norm, RoPE, FP8, window rows; RoPE back",
+        {"norm_rope/query_store": ("_norm_rope_store", "_rotate_back")},
+    ),
+    Op("C4 and index compression", {"compress/c4": ("_compress_c4",)}),
+    Op("online C128 compression", {"compress/c128_online": ("_compress_c128",)}),
+    Op("index queries", {"index/queries": ("_index_queries",)}),
+    Op("index scores", {"index/logits": ("_index_scores",)}),
+    Op("index top-k", {"index/topk": ("_select",)}),
+    Op("window slots", {"attention/plan": ("_window_slots",)}),
+    Op(SPARSE_ATTENTION, {"attention/sparse_decode": ("_sparse_decode",)}),
+    Op(MANY_TOKENS, {"attention/sparse_prefill": ("_sparse_prefill",)}),
+    Op("router", {"moe/route": ("_logits", "_choose")}),
+    Op(
+        "routed experts, W4A8",
+        {
+            "moe/permute": ("_count", "_permute"),
+            "moe/quantise": ("_to_fp8",),
+            "moe/grouped": ("grouped_fp8",),
+            "moe/combine": ("_combine",),
+        },
+    ),
+    Op("sampling", {"sample/passes": ("scan", "mass", "settle", "logprobs")}),
 )
-"""Op of a GPU step -> the kernels that serve it."""
+"""Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
+
+IN_CUDA = Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")})
+"""Serves attention, of few tokens and of many, where dsv4.kernels.attention.choice says so."""
+
+TORCH: tuple[tuple[str, str], ...] = (
+    ("embedding, rows to sample", "gathers, once a step"),
+    ("angles, compress plans", "index arithmetic over T or B numbers, once a step for all layers"),
+    ("state of checkpoints", "copies of whole slots, in steps that restore or save one"),
+    ("forwarded tokens", "a gather of T ids, in steps that were planned before the last one was done"),
+    ("the step's arrays, the sampler's parameters, tokens", "copies there and back, once a step"),
+    ("index slots of a long prompt", "a copy into place of each part that is scored apart"),
+)
+"""What torch does in a GPU step, and why that is no op without a kernel: nothing of it is once a layer."""
 
 ON_HOST = "sampling of a row with more than 4096 candidates"
 
 
+def _attention(device: str) -> Choice:
+    from dsv4.kernels.attention.choice import served_on  # noqa: PLC0415 - it brings torch
+
+    return served_on(device)
+
+
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise."""
-    return REFERENCE if device == "cpu" else TRITON
-
-
-def told(device: str) -> str:
-    """One line: every op and what serves it."""
     if device == "cpu":
-        return f"{REFERENCE}: the readable CPU implementation of every op"
-    table = "; ".join(f"{op}: {kernels}" for op, kernels in OPS)
-    return f"{TRITON}: {table}. On the host: {ON_HOST}"
+        return REFERENCE
+    attention = _attention(device).name
+    return TRITON if attention == TRITON else f"{TRITON}+{attention}"
+
+
+def told(device: str) -> tuple[tuple[str, str], ...]:
+    """Every op and what serves it: rows for the report and the metrics."""
+    if device == "cpu":
+        return (("every op", f"{REFERENCE}, the readable CPU implementation"),)
+    attention, torch = _attention(device), tuple((f"torch: {name}", why) for name, why in TORCH)
+    serves = {op.name: op.served_by for op in OPS}
+    if attention.name == CUDA:
+        serves |= {SPARSE_ATTENTION: IN_CUDA.served_by, MANY_TOKENS: IN_CUDA.served_by}
+    serves[SPARSE_ATTENTION] += f": {attention.why}"
+    return (*serves.items(), *torch, ("on the host", ON_HOST))

@@ -123,6 +123,7 @@ class Facts:
     pool_blocks   blocks per group, poison blocks not counted
     pool_bytes    bytes per pool: c4, c128, index, swa and the states
     recipe, bands name of the recipe, and of its bands in order
+    kernels       each op of a step, and what serves it
     """
 
     served_name: str
@@ -133,6 +134,7 @@ class Facts:
     pool_bytes: Mapping[str, int] = field(default_factory=dict)
     recipe: str = "fixed"
     bands: tuple[str, ...] = ("all",)
+    kernels: tuple[tuple[str, str], ...] = ()
 
 
 _GAUGES: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
@@ -217,6 +219,12 @@ class EngineMetrics(Collector):
         yield self._info("build_info", "What runs", self._facts.build)
         yield self._info("cache_config_info", "How the pools were sized", self._facts.cache)
         yield self._info("config_info", "Settings as they were resolved", self._facts.settings)
+        kernels = GaugeMetricFamily(
+            PREFIX + "kernel_info", "What serves each op", labels=(*self._labels, "op", "served_by")
+        )
+        for op, served_by in self._facts.kernels:
+            kernels.add_metric((*self._values, op, served_by), 1)
+        yield kernels
 
     def _pools(self) -> Iterator[Metric]:
         blocks = GaugeMetricFamily(

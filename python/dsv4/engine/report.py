@@ -52,7 +52,7 @@ def fingerprint(digest: str, release: str, kernels: str, numerics: str) -> str:
 
 
 def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, str]]:
-    """The ten lines of the startup report."""
+    """The startup report: ten lines, and on a GPU one more for every op."""
     model, settings, weights, limits = loaded.model, loaded.settings, loaded.weights, loaded.sizing.limits
     reasons = {choice.name: f"{choice.source}: {choice.reason}" for choice in loaded.choices}
     numerics = f"{settings.dtype}, KV rows {settings.kv_cache_dtype}, index rows {settings.indexer_dtype}"
@@ -60,12 +60,15 @@ def _lines(config: EngineConfig, loaded: Loaded, name: str) -> list[tuple[str, s
     recipe = f"recipe {settings.recipe.name} of {len(settings.recipe.bands)} bands"
     bounds = f"{settings.max_num_seqs} running, {settings.max_num_batched_tokens} tokens a step ({recipe})"
     thinking = "on" if config.default_thinking else "off"
+    ops = told(settings.device)
+    kernels, more = ("; ".join(f"{op}: {by}" for op, by in ops), []) if len(ops) == 1 else (f"{len(ops)} ops", ops)
     return [
         ("model", f"{name} ({loaded.directory}), {_shape(model)}"),
         ("device", f"{settings.device} ({reasons['device']}), {_threads(loaded)}"),
         ("dtype", f"{numerics} ({reasons['dtype']})"),
         ("pools", f"{_pools(loaded)} ({reasons['kv_cache_memory_bytes']})"),
-        ("kernels", told(settings.device)),
+        ("kernels", f"{kernel_set(settings.device)}, {kernels}"),
+        *((f"- {op}", by) for op, by in more),
         ("limits", f"{context}, {bounds}, {limits.max_queued_requests} queued"),
         ("parsers", f"DSML tools and reasoning, generation {model.generation}, thinking {thinking} by default"),
         ("drafting", DRAFTS[model.draft]),
@@ -122,6 +125,7 @@ def _facts(loaded: Loaded, name: str) -> Facts:
             "state_slot_bytes": str(geometry.state_slot_bytes),
         },
         settings={choice.name: f"{choice.value} ({choice.source})" for choice in loaded.choices},
+        kernels=told(loaded.settings.device),
         pool_blocks=blocks,
         pool_bytes=loaded.pool_bytes,
         recipe=loaded.settings.recipe.name,

@@ -13,7 +13,8 @@ from dsv4.model.numerics import Numerics
 
 BLOCK_TOKENS = 256
 SWA_BLOCK_TOKENS = 64
-C4_RING = 8
+C4_ROWS = 8
+"""Rows of a C4 group: its own four, and the four before."""
 POISON = 0xFF
 """What block 0 of every pool holds: NaN in every format of a row (E8M0 255, bf16 and float32 all ones)."""
 
@@ -26,9 +27,9 @@ class LayerCache:
     c4           [num_full_blocks + 1, page bytes of 64 rows] uint8
     index        [num_full_blocks + 1, page bytes of 64 index rows] uint8
     c128         [num_full_blocks + 1, page bytes of 2 rows] uint8
-    c4_state     [num_slots + 1, 8, 2, 2 D] float32: ring row = position % 8; [0] kv, [1] score with ape added
-    index_state  [num_slots + 1, 8, 2, 2 x index head dim] float32, likewise
-    c128_state   [num_slots + 1, 3, D] float32: running maximum, sum and weighted value of the open group
+    c4_state     [num_slots + 1, ring, 2, 2 D] float32: row = position % ring; [0] kv, [1] score with ape added
+    index_state  [num_slots + 1, ring, 2, 2 x index head dim] float32, likewise
+    c128_state   [num_slots + 1, banks, 3, D] float32: running maximum, sum and weighted value of the open group
     """
 
     swa: Tensor
@@ -42,22 +43,39 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class Layouts:
-    """How rows lie in the pages of each kind of pool."""
+    """How rows lie in the pages of each kind of pool, and states in a slot.
+
+    draft_tokens  drafts of one request that a step may verify. The rows of a ring are the 7 that a group may still need
+                  of earlier tokens, one for the next token and one per draft, in whole groups of 8: a draft that is
+                  wrong has overwritten nothing. Of an online state there is a bank behind the next token and behind
+                  each draft.
+    """
 
     swa: Layout
     c4: Layout
     index: Layout
     c128: Layout
+    draft_tokens: int = 0
+
+    @property
+    def c4_ring(self) -> int:
+        """Rows of a C4 or index state."""
+        return -(-(C4_ROWS + self.draft_tokens) // C4_ROWS) * C4_ROWS
+
+    @property
+    def c128_banks(self) -> int:
+        """Copies of a C128 state."""
+        return 1 + self.draft_tokens
 
     @classmethod
-    def of(cls, config: ModelConfig, numerics: Numerics) -> Layouts:
+    def of(cls, config: ModelConfig, numerics: Numerics, draft_tokens: int = 0) -> Layouts:
         """The layouts that a model of this shape reads and writes."""
 
         def kv(page_rows: int) -> Layout:
             return Layout(numerics.kv, config.head_dim, config.qk_rope_head_dim, page_rows)
 
         index = Layout(numerics.index, config.index_head_dim, 0, BLOCK_TOKENS // 4)
-        return cls(kv(SWA_BLOCK_TOKENS), kv(BLOCK_TOKENS // 4), index, kv(BLOCK_TOKENS // 128))
+        return cls(kv(SWA_BLOCK_TOKENS), kv(BLOCK_TOKENS // 4), index, kv(BLOCK_TOKENS // 128), draft_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +100,14 @@ def allocate(
     num_slots: int,
     device: torch.device | str = "cpu",
     num_draft_layers: int = 0,
+    draft_tokens: int = 0,
 ) -> Caches:
     """Pools for this many blocks and slots, plus the poison block 0 of each group. Counts exclude block 0.
 
     Block 0 is poisoned, the others are zero. State needs no clearing between requests: what a request has not written
     is never read (see reads.py and compress.py).
     """
-    layouts = Layouts.of(config, numerics)
+    layouts = Layouts.of(config, numerics, draft_tokens)
 
     def pages(layout: Layout, num_blocks: int) -> Tensor:
         pool = torch.zeros(num_blocks + 1, layout.page_bytes, dtype=torch.uint8, device=device)
@@ -107,12 +126,12 @@ def allocate(
                 swa,
                 c4=pages(layouts.c4, num_full_blocks),
                 index=pages(layouts.index, num_full_blocks),
-                c4_state=state(C4_RING, 2, 2 * config.head_dim),
-                index_state=state(C4_RING, 2, 2 * config.index_head_dim),
+                c4_state=state(layouts.c4_ring, 2, 2 * config.head_dim),
+                index_state=state(layouts.c4_ring, 2, 2 * config.index_head_dim),
             )
         if ratio == 128:
             c128 = pages(layouts.c128, num_full_blocks)
-            return LayerCache(swa, c128=c128, c128_state=state(3, config.head_dim))
+            return LayerCache(swa, c128=c128, c128_state=state(layouts.c128_banks, 3, config.head_dim))
         return LayerCache(swa)
 
     return Caches(tuple(layer(ratio) for ratio in layer_ratios(config, num_draft_layers)), layouts)
@@ -134,9 +153,14 @@ class GeometryNumbers:
     c128_state_bytes: int
     block_tokens: int = BLOCK_TOKENS
     swa_block_tokens: int = SWA_BLOCK_TOKENS
+    draft_tokens: int = 0
+    hc_mult: int = 0
+    hidden_size: int = 0
 
 
-def geometry_numbers(config: ModelConfig, numerics: Numerics, num_draft_layers: int = 0) -> GeometryNumbers:
+def geometry_numbers(
+    config: ModelConfig, numerics: Numerics, num_draft_layers: int = 0, draft_tokens: int = 0
+) -> GeometryNumbers:
     """What `allocate` allocates per block, per slot and per layer: `Geometry(**dataclasses.asdict(...))`."""
     layouts = Layouts.of(config, numerics)
     float_bytes = 4
@@ -148,7 +172,10 @@ def geometry_numbers(config: ModelConfig, numerics: Numerics, num_draft_layers: 
         kv_page_multiple=layouts.swa.page_multiple,
         index_data_bytes=layouts.index.data_bytes,
         index_scale_bytes=layouts.index.scale_bytes,
-        c4_state_bytes=C4_RING * 2 * 2 * config.head_dim * float_bytes,
-        index_state_bytes=C4_RING * 2 * 2 * config.index_head_dim * float_bytes,
+        c4_state_bytes=C4_ROWS * 2 * 2 * config.head_dim * float_bytes,
+        index_state_bytes=C4_ROWS * 2 * 2 * config.index_head_dim * float_bytes,
         c128_state_bytes=3 * config.head_dim * float_bytes,
+        draft_tokens=draft_tokens,
+        hc_mult=config.hc_mult if draft_tokens else 0,
+        hidden_size=config.hidden_size if draft_tokens else 0,
     )

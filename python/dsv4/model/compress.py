@@ -6,6 +6,11 @@
 
 State is addressed by position, so absence follows from it: a C4 group at position 0 has no previous group, a C128 group
 begins empty. `state_resets` says the same once more, for a slot whose former owner left rows behind.
+
+Drafts may be wrong, and then nothing of them may count. A ring has room for them beside the rows that a group still
+needs, and what a wrong draft left there is overwritten before it is read, as is a compressed entry that it closed. The
+running softmax cannot go back: the state behind the first token that may be the last to count, and behind every draft,
+goes to a bank of its own, and the next step says from which it goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from torch import Tensor
 from dsv4.config.model import ModelConfig
 from dsv4.kernels.compress.reference import Running, accumulate, pool
 from dsv4.kernels.quant.reference import hadamard
-from dsv4.model.caches import C4_RING
+from dsv4.model.caches import C4_ROWS
 from dsv4.model.inputs import StepInputs
 from dsv4.model.norm_rope import Angles, RMSNorm
 from dsv4.model.numerics import Numerics
@@ -51,17 +56,17 @@ class C4Plan:
     kept_ring: Tensor
 
     @classmethod
-    def of(cls, inputs: StepInputs, positions: Tensor, frequencies: Tensor) -> C4Plan:
-        """From the step's arrays; once for all layers."""
+    def of(cls, inputs: StepInputs, positions: Tensor, frequencies: Tensor, num_kept: int = C4_ROWS) -> C4Plan:
+        """From the step's arrays; once for all layers. num_kept: rows of the ring."""
         closing = inputs.c4_tokens.long()
         request = inputs.token_rows[closing].long()
-        back = torch.arange(C4_RING - 1, -1, -1, device=closing.device)
+        back = torch.arange(C4_ROWS - 1, -1, -1, device=closing.device)
         at, token = positions[closing][:, None] - back, closing[:, None] - back
         in_step = token >= inputs.query_starts[request].long()[:, None]
         absent = (at < 0) | (~in_step & inputs.state_resets[request].bool()[:, None])
         rows = inputs.token_rows.long()
         left = inputs.query_starts[1:].long()[rows] - torch.arange(len(rows), device=rows.device)
-        kept = (left <= C4_RING).nonzero().squeeze(1)
+        kept = (left <= num_kept).nonzero().squeeze(1)
         return cls(
             entry_slots=inputs.c4_slots.long(),
             angles=Angles.at(positions[closing] - 3, frequencies),
@@ -69,10 +74,10 @@ class C4Plan:
             in_step=in_step,
             absent=absent,
             state_slots=inputs.state_slots[request].long()[:, None],
-            ring=at % C4_RING,
+            ring=at % num_kept,
             kept_tokens=kept,
             kept_slots=inputs.state_slots[rows[kept]].long(),
-            kept_ring=positions[kept] % C4_RING,
+            kept_ring=positions[kept] % num_kept,
         )
 
 
@@ -82,10 +87,10 @@ class C128Plan:
 
     entry_slots  [n] of the compressed row, and `closed` [n]: the run that completes it
     first        [r] first token of each run
-    state_slots  [r]
+    state_slots  [r], banks [r]: where the state before it lies
     continues    [r] its group was begun in an earlier step
-    is_open      [r] its group goes on in a later step
     active       for each place in a run: how many runs are that long
+    kept         for each place in a run: the runs [k] whose state behind it is kept, their slots [k] and banks [k]
     """
 
     entry_slots: Tensor
@@ -93,14 +98,19 @@ class C128Plan:
     closed: Tensor
     first: Tensor
     state_slots: Tensor
+    banks: Tensor
     continues: Tensor
-    is_open: Tensor
     active: tuple[int, ...]
+    kept: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, inputs: StepInputs, positions: Tensor, frequencies: Tensor) -> C128Plan:
         """From the step's arrays; once for all layers."""
         starts, at, resets = inputs.query_starts.tolist(), positions.tolist(), inputs.state_resets.tolist()
+        writes = inputs.bank_writes.tolist()
+        if not writes:  # nothing is drafted
+            ends = set(starts[1:])
+            writes = [0 if token + 1 in ends else -1 for token in range(len(at))]
         runs = []
         for b, (token, end) in enumerate(pairwise(starts)):
             fresh = bool(resets[b])
@@ -116,15 +126,31 @@ class C128Plan:
         def tensor(values: list[int] | list[bool], dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
+        request_of = tensor([b for _, _, b, _ in runs])
+        slots, banks = inputs.state_slots.long()[request_of], torch.zeros_like(request_of)
+        if len(inputs.state_banks):
+            banks = inputs.state_banks.long()[request_of]
+
+        def kept(place: int) -> tuple[Tensor, Tensor, Tensor]:
+            found = [
+                (i, writes[token + place])
+                for i, (length, token, _, _) in enumerate(runs)
+                if length > place and writes[token + place] >= 0 and at[token + place] % 128 != 127
+            ]
+            which = tensor([i for i, _ in found])
+            return which, slots[which], tensor([bank for _, bank in found])
+
+        active = tuple(sum(run[0] > i for run in runs) for i in range(runs[0][0] if runs else 0))
         return cls(
             entry_slots=inputs.c128_slots.long(),
             angles=Angles.at(positions[closing] - 127, frequencies),
             closed=tensor([run_of_last[token] for token in closing.tolist()]),
             first=tensor([token for _, token, _, _ in runs]),
-            state_slots=inputs.state_slots.long()[tensor([b for _, _, b, _ in runs])],
+            state_slots=slots,
+            banks=banks,
             continues=tensor([continues for *_, continues in runs], torch.bool),
-            is_open=tensor([at[token + length - 1] % 128 != 127 for length, token, _, _ in runs], torch.bool),
-            active=tuple(sum(run[0] > i for run in runs) for i in range(runs[0][0] if runs else 0)),
+            active=active,
+            kept=tuple(kept(place) for place in range(len(active))),
         )
 
 
@@ -165,7 +191,7 @@ class Compressor:
         return rounded(hadamard(out)) if self.rotated else out
 
     def close_c4(self, x: Tensor, positions: Tensor, plan: C4Plan, state: Tensor) -> Tensor:
-        """Entries [n, D] of the groups that close; state [slots, 8, 2, 2 D] then holds each request's last rows."""
+        """Entries [n, D] of the groups that close; state [slots, ring, 2, 2 D] then holds each request's last rows."""
         new = self.rows(x, positions)
         found = torch.where(plan.in_step[..., None, None], new[plan.tokens], state[plan.state_slots, plan.ring])
         state[plan.kept_slots, plan.kept_ring] = new[plan.kept_tokens]
@@ -176,10 +202,10 @@ class Compressor:
         return self.entries(pool(kv, score), plan.angles)
 
     def close_c128(self, x: Tensor, positions: Tensor, plan: C128Plan, state: Tensor) -> Tensor:
-        """Entries [n, D] of the groups that close; state [slots, 3, D] then holds the open groups' running softmax."""
+        """Entries [n, D] of the groups that close; state [slots, banks, 3, D] then holds the running softmaxes."""
         new = self.rows(x, positions)
         running = Running.empty(len(plan.first), new.shape[-1], x.device)
-        carried = state[plan.state_slots]
+        carried = state[plan.state_slots, plan.banks]
         for part, kept in zip(running, carried.unbind(1), strict=True):
             part.copy_(torch.where(plan.continues[:, None], kept, part))
         for i, n in enumerate(plan.active):
@@ -187,6 +213,7 @@ class Compressor:
             grown = accumulate(Running(*(part[:n] for part in running)), rows[:, 0], rows[:, 1])
             for part, value in zip(running, grown, strict=True):
                 part[:n] = value
-        kept = torch.stack(running, 1)
-        state[plan.state_slots[plan.is_open]] = kept[plan.is_open]
+            which, slots, banks = plan.kept[i]
+            if len(which):
+                state[slots, banks] = torch.stack([part[which] for part in running], 1)
         return self.entries(running.pooled[plan.closed], plan.angles)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+NOTHING = torch.empty(0, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,11 @@ class StepInputs:
     c128_tokens       [num_c128] likewise for C128
     c128_slots        [num_c128] full block * 2 + (position // 128) % 2
     sample_tokens     [R]        index in 0..T of each token whose logits are wanted
+    state_banks       [B]        the bank of the slot that holds the C128 state before the request's tokens
+    bank_writes       [T]        the bank that takes the C128 state behind this token, -1: none does. The last tokens of
+                                 a request have one each, 0, 1, ..: the token that counts for certain, then its drafts
+
+    The last two are empty where nothing is drafted: bank 0 is read, and written behind the last token.
     """
 
     token_ids: Tensor
@@ -47,3 +55,5 @@ class StepInputs:
     c128_tokens: Tensor
     c128_slots: Tensor
     sample_tokens: Tensor
+    state_banks: Tensor = NOTHING
+    bank_writes: Tensor = NOTHING

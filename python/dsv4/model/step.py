@@ -58,7 +58,7 @@ class Step:
             window_angles=Angles.at(positions, frequencies.window),
             compressed_angles=Angles.at(positions, compressed),
             groups=query_groups(inputs, positions, config.sliding_window, ratios),
-            c4=C4Plan.of(inputs, positions, compressed) if 4 in ratios else None,
+            c4=C4Plan.of(inputs, positions, compressed, layouts.c4_ring) if 4 in ratios else None,
             c128=C128Plan.of(inputs, positions, compressed) if 128 in ratios else None,
             layouts=layouts,
         )

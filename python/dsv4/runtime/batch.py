@@ -38,6 +38,8 @@ _LENGTHS: dict[str, str] = {  # array -> the scalar of the plan that says how mu
     "c128_tokens": "num_c128",
     "c128_slots": "num_c128",
     "sample_tokens": "num_samples",
+    "state_banks": "num_requests",
+    "bank_writes": "num_tokens",
 }
 
 
@@ -127,8 +129,8 @@ def views(memory: NDArray[np.int32], step_fields: Sequence[Field]) -> dict[str, 
     return found
 
 
-def length_of(name: str, plan: Plan) -> int:
-    """How many leading entries of an array a step uses."""
+def length_of(name: str, plan: object) -> int:
+    """How many leading entries of an array a step uses. plan: its numbers."""
     scalar, _, more = _LENGTHS[name].partition(" + ")
     used: int = getattr(plan, scalar)
     return used + int(more or 0)

@@ -125,6 +125,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("--max-num-queued-reqs", "engine", whole_or_zero, "bound of the queue in requests"),
     Setting("--max-num-queued-tokens", "engine", whole_or_zero, "bound of the queue in tokens"),
     Setting(
+        "--cuda-graphs",
+        "engine",
+        switch,
+        "on a GPU, capture decode steps at start and replay them (off by default: shown on no GPU yet)",
+        bare=True,
+        negated=True,
+    ),
+    Setting(
         "--enable-prefix-caching",
         "engine",
         switch,

@@ -19,16 +19,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dsv4.kernels.attention.sparse_decode import _sparse_decode
+from dsv4.kernels.attention.sparse_prefill import _sparse_prefill
 from dsv4.kernels.index.logits import _index_scores
 from dsv4.kernels.index.topk import _select
 
-HOPPER, BLACKWELL, BLACKWELL_ULTRA = 90, 100, 103
+BLACKWELL = 100
 MATRIX = r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f32\.\w+\.\w+|tcgen05\.mma[\w.:]*"
 ATTENTION = (
     "q:*bf16 sink:*fp32 window_pool:*u8 window_stride:i64 window_slots:*i32 positions:*i32 extra_from:i64 "
     "extra_pool_stride:i64 extra:*i32 extra_stride:i32 token_rows:*i32 out:*bf16 partial:*fp32 stats:*fp32 "
     "arrivals:*i32 max_units:i32 scale:fp32"
 )
+PREFILL = ATTENTION.partition(" partial")[0] + " num_tokens:i32 tokens:i32 scale:fp32"
 SCORES = (
     "q:*fp8e4nv weights:*fp32 pool:*u8 page_bytes:i32 block_table:*i32 table_stride:i32 token_rows:*i32 "
     "positions:*i32 scores:*fp32 scores_stride:i32"
@@ -37,7 +39,7 @@ TOPK = (
     "scores:*fp32 scores_stride:i32 positions:*i32 block_table:*i32 table_stride:i32 token_rows:*i32 out:*i32 "
     "left_keys:*i32 left_entries:*i32 arrivals:*i32"
 )
-NOT_ALIGNED = {"max_units", "scale", "extra_stride", "table_stride", "scores_stride"}
+NOT_ALIGNED = {"max_units", "num_tokens", "tokens", "scale", "extra_stride", "table_stride", "scores_stride"}
 
 
 def stack_bytes(cubin: bytes) -> int:
@@ -61,12 +63,13 @@ def compiled(name: str, fn: Any, arguments: str, constants: dict[str, Any], arch
     stages = 3 if fn is _index_scores else 1
     kernel = triton.compile(source, GPUTarget("cuda", arch, 32), {"num_warps": num_warps, "num_stages": stages})
     matrix = sorted(set(re.findall(MATRIX, kernel.asm["ptx"])))
-    row = {"name": name, "arch": arch, "matrix": matrix, "stack": stack_bytes(kernel.asm["cubin"])}
+    entry = f"{fn.__module__}.{fn.__name__}"
+    row = {"name": name, "entry": entry, "arch": arch, "matrix": matrix, "stack": stack_bytes(kernel.asm["cubin"])}
     sys.stdout.write(json.dumps(row | {"shared": kernel.metadata.shared, "ptx": len(kernel.asm["ptx"])}) + "\n")
 
 
 def main() -> None:
-    for arch in (HOPPER, BLACKWELL, BLACKWELL_ULTRA):
+    for arch in map(int, sys.argv[1:]):
         attention = {
             "K": 512,
             "RATIO": 4,
@@ -79,6 +82,9 @@ def main() -> None:
             "PTX": True,
         }
         compiled("attention", _sparse_decode, ATTENTION, attention | {"BLACKWELL": arch >= BLACKWELL}, arch, 8)
+        neighbours = {name: value for name, value in attention.items() if name not in {"HB", "SPLITS"}}
+        neighbours |= {"BLACKWELL": arch >= BLACKWELL}
+        compiled("prefill", _sparse_prefill, PREFILL, neighbours, arch, 8)
         scores = {"K": 512, "RATIO": 4, "TILES": 4, "TILE": 128, "STAGES": 3, "PTX": True}
         for fp4 in (False, True):
             compiled("fp4 scores" if fp4 else "fp8 scores", _index_scores, SCORES, scores | {"FP4": fp4}, arch, 4)

@@ -142,7 +142,7 @@ def test_rows_are_kept_only_once_every_group_has_been_read(
 def run_c128(bench: Bench, cuts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
     layout = cache.Layout("fp8_ds_mla", 512, 64, 2)
     ape, weight = torch.linspace(-1, 1, 128 * 512, device=device).view(128, 512), torch.ones(512, device=device)
-    state, pool = torch.full((SLOTS, 3, 512), torch.nan, device=device), pool_of(layout, device)
+    state, pool = torch.full((SLOTS, 1, 3, 512), torch.nan, device=device), pool_of(layout, device)
     want = []
     for counts in cuts:
         new, at, closing, entry, closed = bench.step(counts, 128)
@@ -164,7 +164,7 @@ def run_c128(bench: Bench, cuts: list[list[int]], device: torch.device) -> tuple
         length = len(history.rows)
         if length % 128:
             open_ = torch.cat(steps.c128_state(history, length - length % 128, length - 1, ape))
-            assert_close(state[bench.histories[0][b].slot], open_, "compress state")
+            assert_close(state[bench.histories[0][b].slot, 0], open_, "compress state")
     return pool, state, want
 
 
@@ -182,7 +182,7 @@ def test_c128_gives_the_same_bits_however_a_group_is_cut(device: torch.device) -
         bench = Bench((512,), [2], device)
         bench.frequencies = torch.linspace(0, 1, 32, device=device)
         layout = cache.Layout("fp8_ds_mla", 512, 64, 2)
-        state, pool, first = torch.zeros(SLOTS, 3, 512, device=device), pool_of(layout, device), 0
+        state, pool, first = torch.zeros(SLOTS, 1, 3, 512, device=device), pool_of(layout, device), 0
         for count in cuts:
             _, at, closing, entry, _ = bench.step([count], 128)
             plan = plan_c128(at, closing, entry, bench.frequencies)
@@ -202,10 +202,28 @@ def test_padded_entries_do_nothing(device: torch.device) -> None:
     none = torch.tensor([-1, -1], dtype=torch.int32, device=device)
     plan = plan_c128(at, none, none, bench.frequencies)
     layout = cache.Layout("fp8_ds_mla", 512, 64, 2)
-    pool, state = pool_of(layout, device), torch.zeros(SLOTS, 3, 512, device=device)
+    pool, state = pool_of(layout, device), torch.zeros(SLOTS, 1, 3, 512, device=device)
     ape, weight = torch.zeros(128, 512, device=device), torch.ones(512, device=device)
     c128.compress_c128(c128.OnlineCompressor(new[0], ape, weight, state, pool), plan, max_new_tokens=3)
     assert bool((pool == POISON).all())
+
+
+def test_requests_without_tokens_and_tokens_of_nobody_are_in_no_plan() -> None:
+    """As a captured step is padded: tokens at position -1, requests that begin and end behind the last real token."""
+
+    def ints(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    at = Requests(ints(127, -1, -1), ints(0, 0, 0), ints(0, 1, 1, 1), ints(2, 0, 0), ints(0, 1, 1))
+    frequencies = torch.rand(32)
+    c4_plan = plan_c4(at, ints(0, -1, -1), ints(9, 0, 0), frequencies)
+    assert c4_plan.entries[:, 0].tolist() == [0, -1, -1]
+    assert c4_plan.kept[:, :, 0].tolist() == [[0, *[-1] * 7], [-1] * 8, [-1] * 8]
+    c128_plan = plan_c128(at, ints(0, -1, -1), ints(9, 0, 0), frequencies)
+    assert c128_plan.closing[:, 0].tolist() == [0, -1, -1]
+    assert c128_plan.open[:, 0].tolist() == [-1, -1, -1], "127 closes its group"
+    before = Requests(ints(126, -1, -1), ints(0, 0, 0), ints(0, 1, 1, 1), ints(2, 0, 0), ints(0, 1, 1))
+    assert plan_c128(before, ints(-1), ints(0), frequencies).open[:, 0].tolist() == [0, -1, -1]
 
 
 def test_a_plan_names_every_row_once() -> None:
@@ -221,4 +239,4 @@ def test_a_plan_names_every_row_once() -> None:
     long = plan_c128(at, torch.tensor([1], dtype=torch.int32), torch.tensor([9], dtype=torch.int32), bench.frequencies)
     assert isinstance(long, C128Plan)
     assert long.closing.tolist() == [[0, 2, 126, 2]]
-    assert long.open.tolist() == [[2, 2, 0, -1, 2], [4, 2, 7, 1, 1]]
+    assert long.open.tolist() == [[2, 2, 0, -1, 2, 0], [4, 2, 7, 1, 1, 0]]

@@ -43,10 +43,11 @@ def compiled(fn: Any, types: dict[str, str], constants: dict[str, Any], arch: in
     return triton.compile(source, GPUTarget("cuda", arch, 32), {"num_warps": warps})
 
 
-def report(name: str, kernel: Any, arch: int) -> None:
+def report(name: str, fn: Any, kernel: Any, arch: int) -> None:
     ptx = kernel.asm["ptx"]
     counts = {word: ptx.count(word) for word in ("cp.async.bulk.tensor", "cp.async.cg", "cvt.rn.satfinite.e4m3x2")}
-    row = {"name": name, "arch": arch, "matrix": sorted(set(re.findall(MATRIX, ptx))), **resources(kernel.asm["cubin"])}
+    row = {"name": name, "entry": f"{fn.__module__}.{fn.__name__}", "arch": arch}
+    row |= {"matrix": sorted(set(re.findall(MATRIX, ptx))), **resources(kernel.asm["cubin"])}
     sys.stdout.write(json.dumps(row | counts | {"shared": kernel.metadata.shared}) + "\n")
 
 
@@ -80,11 +81,17 @@ def main() -> None:
         for name, kind, out, N, K, groups in PRODUCTS:
             for rows in (16, 64, 8192):
                 cut = cut_of(kind, N, K, groups, rows)
-                report(f"{name} {rows}", product(name, kind, out, N, K, groups, arch, cut), arch)
+                fn = many_rows if cut.band else few_rows
+                report(f"{name} {rows}", fn, product(name, kind, out, N, K, groups, arch, cut), arch)
         types = {"x": "*bf16", "weight": "*bf16", "values": "*fp8e4nv", "sf": "*u8", "T": "i32", "x_row": "i32"}
         types |= {"eps": "fp32", "limit": "fp32"}
         for name, mode, K in (("norm", NORM.value, 1024), ("swiglu", SWIGLU.value, 2048)):
-            report(name, compiled(_quantise, types, {"K": K, "GROUPS": 8, "KIND": mode, "PDL": True}, arch, 2), arch)
+            report(
+                name,
+                _quantise,
+                compiled(_quantise, types, {"K": K, "GROUPS": 8, "KIND": mode, "PDL": True}, arch, 2),
+                arch,
+            )
 
 
 if __name__ == "__main__":

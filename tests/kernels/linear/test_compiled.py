@@ -1,35 +1,20 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kernels import compiling
 
-ROOT = Path(__file__).parents[3]
-ARCHITECTURES = (90, 100, 103)
 # Bytes a thread. Measured to be the fastest on an H200 all the same; nobody has measured them on Blackwell.
 SPILLED = {"q_b 64": 1_300, "wo_a 8192": 300}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=compiling.TARGETS)
 def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What the compiler made of the products and the sampler for one target; no GPU is involved."""
     pytest.importorskip("triton", reason="this torch comes without triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'python'}"
-    found: list[dict[str, Any]] = []
-    for module in ("tests.kernels.linear.compiled", "tests.kernels.sample.compiled"):
-        command = [sys.executable, "-W", "ignore", "-m", module, str(request.param)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=110, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found += [json.loads(line) for line in done.stdout.splitlines()]
-    return found
+    modules = ("linear.compiled", "sample.compiled")
+    return [row for module in modules for row in compiling.rows(module, request.param)]
 
 
 def test_every_kernel_is_machine_code_with_the_matrix_unit_that_was_meant(rows: list[dict[str, Any]]) -> None:

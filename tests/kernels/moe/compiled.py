@@ -65,14 +65,15 @@ def compiled(
     cubin = kernel.asm["cubin"]
     stack = re.search(r"STACK:(\d+)", tool("cuobjdump", cubin, "-res-usage"))
     assert stack is not None
-    row = {"name": name, "arch": arch, "stack": int(stack[1]), "shared": kernel.metadata.shared}
+    entry = f"{fn.__module__}.{fn.__name__}"
+    row = {"name": name, "entry": entry, "arch": arch, "stack": int(stack[1]), "shared": kernel.metadata.shared}
     row["matrix"] = sorted(set(re.findall(MATRIX, kernel.asm["ptx"])))
     row["machine"] = sorted(set(re.findall(r"\bUTC\w*MMA\b", tool("nvdisasm", cubin))))
     sys.stdout.write(json.dumps(row) + "\n")
 
 
 def main() -> None:
-    for arch in (90, 100, 103):
+    for arch in map(int, sys.argv[1:]):
         for gated, part in ((True, "up"), (False, "down")):
             cut = {"K": C if gated else M, "WIDTH": M if gated else C, "TOP": TOP if gated else 1, "GATED": gated}
             launch = {"PDL": True, "PTX": True}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.kernels import compiling
+from tests.kernels.compiling import TARGETS
 from tests.kernels.moe import cases
 from tests.kernels.moe.closeness import assert_close
 
@@ -19,9 +16,6 @@ blackwell = pytest.importorskip("dsv4.kernels.moe.blackwell")
 combine = pytest.importorskip("dsv4.kernels.moe.combine")
 permute = pytest.importorskip("dsv4.kernels.moe.permute")
 quantise = pytest.importorskip("dsv4.kernels.moe.quantise")
-
-ROOT = Path(__file__).parents[3]
-TARGETS = (90, 100, 103)
 
 
 @pytest.mark.parametrize("activations", ["w4a4", "w4a8"])
@@ -44,14 +38,8 @@ def test_block_scaled_products_are_those_of_the_reference(activations: str, devi
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, int], dict[str, Any]]:
     """What the compiler made of every product of this folder; no GPU is involved."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    found = [environment.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "python")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in found if path)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.moe.compiled"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(row["name"], row["arch"]): row for row in lines}
+    found = [row for arch in TARGETS for row in compiling.rows("moe.compiled", arch)]
+    return {(row["name"], row["arch"]): row for row in found}
 
 
 @pytest.mark.parametrize("arch", [100, 103])

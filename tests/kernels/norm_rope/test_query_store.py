@@ -58,6 +58,15 @@ def test_rows_and_bytes_are_those_of_the_reference(T: int, H: int, device: torch
     assert_bits(pool, want)
 
 
+def test_kv_may_lie_beside_other_columns(device: torch.device) -> None:
+    q, wide = grid(3, 8, 512, device=device), grid(3, 1024 + 512, device=device)
+    weight, angles, slots = torch.rand(512, device=device) + 0.5, make_angles(3, device), torch.tensor([7, 3, 200])
+    pool, want = poisoned(LAYOUT, device), poisoned(LAYOUT, device)
+    cache.store(want, slots.to(device), expected_kv(wide[:, 1024:], weight, angles), LAYOUT)
+    query_store.norm_rope_store(q, wide[:, 1024:], weight, angles, pool, slots.int().to(device), page_rows=64)
+    assert_bits(pool, want)
+
+
 @pytest.mark.parametrize("page_rows", [2, 256])
 def test_every_page_size_has_its_own_places(page_rows: int, device: torch.device) -> None:
     layout = cache.Layout("fp8_ds_mla", 512, 64, page_rows)

@@ -57,7 +57,8 @@ def main() -> None:
             options = {"num_warps": WARPS, "enable_fp_fusion": False}
             kernel = triton.compile(source, GPUTarget("cuda", arch, 32), options)
             words = {word: kernel.asm["ptx"].count(word) for word in ("div.rn.f32", "fma.rn.f32", "ld.global.v4")}
-            row = {"name": fn.__name__, "arch": arch, **resources(kernel.asm["cubin"]), **words}
+            entry = f"{fn.__module__}.{fn.__name__}"
+            row = {"name": fn.__name__, "entry": entry, "arch": arch, **resources(kernel.asm["cubin"]), **words}
             sys.stdout.write(json.dumps(row) + "\n")
 
 

@@ -2,6 +2,8 @@
 # ruff: noqa: ANN001, ANN202, SIM102
 """Sparse attention over paged 584-byte rows: window rows plus selected or all compressed rows of each token.
 
+On Hopper sparse_decode.cu serves (choice.py, hopper.py); this file is the contract and the Triton kernel for the rest.
+
 One block takes one token and one group of heads through the token's keys, 128 at a time (a unit; the window is unit 0):
 rows come to registers, become bf16 in shared memory, and serve both products from there, S = Q Kᵀ and O = P K. Eight
 warps share the keys of the first product and the channels of the second; rows of the next unit are on their way to L2
@@ -21,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv4.kernels.attention import hopper
+from dsv4.kernels.attention.choice import CUDA, choice
 from dsv4.kernels.attention.combine import combine_units, finish, fold, fold_weights
 from dsv4.kernels.attention.rows import (
     codes,
@@ -41,6 +45,7 @@ from dsv4.kernels.convert import to_bf16
 UNIT = 128  # keys
 WINDOW, WINDOW_PAGE = 128, 64
 LOG2E = tl.constexpr(1.4426950408889634)
+SCALE = LOG2E.value * DIM**-0.5  # of scores: their exponent is one of 2
 _NONE, _SELECTED, _VISIBLE = 0, 1, 2  # a layer's compressed rows, as the kernel sees them
 
 
@@ -286,6 +291,35 @@ def _sparse_decode(
             tl.store(arrivals + t * groups + g, 0)
 
 
+def checked(
+    q: Tensor,
+    sink: Tensor,
+    window_pool: Tensor,
+    window_slots: Tensor,
+    positions: Tensor,
+    rows: SelectedRows | VisibleRows | None,
+) -> hopper.Inputs:
+    """The tensors of a call in the kernels' terms. Raises Violation where they break the contract."""
+    T, H, D = q.shape
+    expect(q.dtype is torch.bfloat16 and q.is_contiguous() and D == DIM and H % 64 == 0, f"q is {q.dtype} {q.shape}")
+    expect(sink.dtype is torch.float32 and sink.shape == (H,), f"sink is {sink.dtype} {tuple(sink.shape)}")
+    expect(window_slots.dtype is torch.int32 and window_slots.shape == (T, WINDOW), f"slots {window_slots.shape}")
+    expect(window_slots.is_contiguous() and positions.dtype is torch.int32 and positions.shape == (T,), "positions")
+    for pool in (window_pool, *rows[:1]) if rows else (window_pool,):
+        expect(pool.dtype is torch.uint8 and pool.stride(0) % 576 == 0 and pool.stride(1) == 1, f"pool {pool.stride()}")
+        expect(pool.data_ptr() % 16 == 0, "a pool starts at a multiple of 16 bytes")
+    fixed = (q, sink, window_pool, window_slots, positions)
+    if isinstance(rows, SelectedRows):
+        slots = rows.slots
+        expect(slots.dtype is torch.int32 and slots.shape[0] == T and slots.stride(1) == 1, f"slots {slots.shape}")
+        return hopper.Inputs(*fixed, _SELECTED, rows.pool, slots, positions, 64, slots.shape[1], rows.ratio)
+    if isinstance(rows, VisibleRows):
+        table, token_rows = rows.block_table, rows.token_rows
+        expect(table.dtype is torch.int32 and table.stride(1) == 1 and token_rows.shape == (T,), f"table {table.shape}")
+        return hopper.Inputs(*fixed, _VISIBLE, rows.pool, table, token_rows, 2, 2 * table.shape[1], rows.ratio)
+    return hopper.Inputs(*fixed, _NONE, window_pool, window_slots, positions, WINDOW_PAGE, 0, 1)
+
+
 def sparse_decode(
     q: Tensor,
     sink: Tensor,
@@ -304,72 +338,65 @@ def sparse_decode(
     window_slots  int32 [T, 128]: entry j is the slot of position - 127 + j; read only where that is not negative
     positions     int32 [T]
     rows          the layer's compressed rows; None in window layers
-    split         see `split_of`
+    split         see `split_of`; it and the scratch are the Triton kernel's alone
     scratch       `scratch_of` for at least T tokens and as many units as any of them has
     out           bf16 [T, H, 512]
     cost          584 bytes per key, 4 KiB per token and head; 2,048 FLOP per key, head and token; one launch
 
-    Every token is on its own: several queries of one request are several tokens. Weights e^(s_j - m_u) are rounded to
-    bf16 with m_u the maximum of the key's unit. A NaN or infinity in a visible row or query ends in that token's output
-    alone; bytes of rows that no token sees are never read.
+    Every token is on its own: several queries of one request are several tokens. `choice` says which kernel serves.
+    Weights e^(s_j - m) are rounded to bf16 with m the maximum of the key's unit (Triton) or of all keys so far (CUDA).
+    A NaN or infinity in a visible row or query ends in that token's output alone; bytes of rows that no token sees are
+    never read.
     """
-    T, H, D = q.shape
-    expect(q.dtype is torch.bfloat16 and q.is_contiguous() and D == DIM and H % 64 == 0, f"q is {q.dtype} {q.shape}")
-    expect(sink.dtype is torch.float32 and sink.shape == (H,), f"sink is {sink.dtype} {tuple(sink.shape)}")
-    expect(window_slots.dtype is torch.int32 and window_slots.shape == (T, WINDOW), f"slots {window_slots.shape}")
-    expect(window_slots.is_contiguous() and positions.dtype is torch.int32 and positions.shape == (T,), "positions")
-    expect(split.heads in {4, 8, 16, 32, 64} and split.splits > 0, f"{split}")
-    for pool in (window_pool, *rows[:1]) if rows else (window_pool,):
-        expect(pool.dtype is torch.uint8 and pool.stride(0) % 576 == 0 and pool.stride(1) == 1, f"pool {pool.stride()}")
-        expect(pool.data_ptr() % 16 == 0, "a pool starts at a multiple of 16 bytes")
+    x = checked(q, sink, window_pool, window_slots, positions, rows)
     out = torch.empty_like(q)
-    if not T:
+    if not len(q):
         return out
+    if choice(q.device).name == CUDA:
+        hopper.launch(x, out, SCALE)
+    else:
+        launch_triton(x, out, split, scratch)
+    return out
 
-    kind, extra, page, most, token_rows = _NONE, window_slots, WINDOW_PAGE, 0, positions
-    extra_pool = window_pool
-    if isinstance(rows, SelectedRows):
-        kind, extra, page, most, extra_pool = _SELECTED, rows.slots, 64, rows.slots.shape[1], rows.pool
-        expect(extra.dtype is torch.int32 and extra.shape[0] == T and extra.stride(1) == 1, f"slots {extra.shape}")
-    elif isinstance(rows, VisibleRows):
-        kind, extra, page, extra_pool, token_rows = _VISIBLE, rows.block_table, 2, rows.pool, rows.token_rows
-        most = 2 * extra.shape[1]
-        expect(extra.dtype is torch.int32 and extra.stride(1) == 1 and token_rows.shape == (T,), f"table {extra.shape}")
-    max_units = -(-(WINDOW + most) // UNIT)
+
+def launch_triton(x: hopper.Inputs, out: Tensor, split: Split, scratch: SplitScratch) -> None:
+    """Fills `out`; at least one token."""
+    T, H, _ = x.q.shape
+    expect(split.heads in {4, 8, 16, 32, 64} and split.splits > 0, f"{split}")
+    max_units = -(-(WINDOW + x.most) // UNIT)
     groups = H // split.heads
     if split.splits > 1:
         expect(scratch.arrivals.numel() >= T * groups, f"scratch for {scratch.arrivals.numel()} of {T * groups} groups")
         needed, max_units = max_units, scratch.stats.numel() // (2 * T * H)
-        expect(max_units >= needed or kind == _VISIBLE, f"scratch for {max_units} of {needed} units")
+        expect(max_units >= needed or x.kind == _VISIBLE, f"scratch for {max_units} of {needed} units")
     _sparse_decode[(T * groups * split.splits,)](
-        q,
-        sink,
-        window_pool,
-        window_pool.stride(0),
-        window_slots,
-        positions,
-        extra_pool.data_ptr() - window_pool.data_ptr(),
-        extra_pool.stride(0),
-        extra,
-        extra.stride(0),
-        token_rows,
+        x.q,
+        x.sink,
+        x.window_pool,
+        x.window_pool.stride(0),
+        x.window_slots,
+        x.positions,
+        x.extra_pool.data_ptr() - x.window_pool.data_ptr(),
+        x.extra_pool.stride(0),
+        x.extra,
+        x.extra.stride(0),
+        x.token_rows,
         out,
         scratch.partial,
         scratch.stats,
         scratch.arrivals,
         max_units,
-        LOG2E.value * D**-0.5,
-        K=most,
-        RATIO=rows.ratio if rows else 1,
-        EXTRA=kind,
-        PAGE=page,
+        SCALE,
+        K=x.most,
+        RATIO=x.ratio,
+        EXTRA=x.kind,
+        PAGE=x.page,
         H=H,
         HB=split.heads,
         SPLITS=split.splits,
         U=UNIT,
-        BLACKWELL=q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 10,
+        BLACKWELL=x.q.is_cuda and torch.cuda.get_device_capability(x.q.device)[0] >= 10,
         PTX=isinstance(_sparse_decode, triton.JITFunction),
         num_warps=8,
         num_stages=1,
     )
-    return out

@@ -18,13 +18,17 @@ class Split:
     splits: int
 
 
+WHOLE = Split(64, 1)
+"""One block per token and 64 heads, which leaves nothing to fold; CUDA C++ takes no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class SplitScratch:
     """Where blocks that share a token leave their parts; one for all layers, as launches follow each other.
 
     partial   float32 [T x H x units x 512]
     stats     float32 [T x H x units x 2]
-    arrivals  int32 [T x H / 4], zeros; a launch leaves zeros
+    arrivals  int32, one for each head group of a token that is split; zeros; a launch leaves zeros
     """
 
     partial: Tensor
@@ -49,11 +53,18 @@ def split_of(num_tokens: int, num_heads: int, num_units: int, num_sms: int) -> S
     return Split(32, min(num_units, num_sms // (2 * blocks)))
 
 
-def scratch_of(split: Split, num_tokens: int, num_heads: int, num_units: int, device: torch.device) -> SplitScratch:
-    """Memory for launches of at most so many tokens and units: 2,056 bytes per token, head and unit."""
+def scratch_of(
+    split: Split, num_tokens: int, num_heads: int, num_units: int, device: torch.device, arrivals: Tensor | None = None
+) -> SplitScratch:
+    """Memory for launches of at most so many tokens and units: 2,056 bytes per token, head and unit.
+
+    arrivals  zeros that other launches of the stream also leave at zero; without them new ones, which is a launch more
+    """
     rows = num_tokens * num_heads * num_units if split.splits > 1 else 0
+    if arrivals is None:
+        arrivals = torch.zeros(num_tokens * num_heads // split.heads, dtype=torch.int32, device=device)
     return SplitScratch(
         torch.empty(rows * DIM, dtype=torch.float32, device=device),
         torch.empty(rows * 2, dtype=torch.float32, device=device),
-        torch.zeros(num_tokens * num_heads // 4, dtype=torch.int32, device=device),
+        arrivals,
     )

@@ -8,6 +8,10 @@
 Rows enter one by one in order of position, so that the bits are the same however a group is cut into steps. A run is
 what one step brings of one group. Runs that close a group read the state that the request's open run will overwrite,
 so they go first; with one token per request nobody has both, and everything is one launch.
+
+A softmax cannot forget a draft that was wrong. So the state behind the first token that may be the last to count goes
+to bank 0 of the slot, the state behind each draft to the next bank, and the step after goes on from the bank of the
+last draft that was right. One program does all of a request's banks, having read the one it comes from first.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class OnlineCompressor(NamedTuple):
     projected  [T, 2, 512] float32: kv and score
     ape        [128, 512] float32
     weight     [512] of its norm, bf16 or float32
-    state      [slots, 3, 512] float32: maximum, sum, weighted value of the open group
+    state      [slots, banks, 3, 512] float32: maximum, sum, weighted value of the open group
     pool       [blocks, page bytes] uint8 in the 584-byte format
     """
 
@@ -104,6 +108,16 @@ def _run(new_ptr, ape_ptr, state_ptr, token, count, place, slot):
 
 
 @triton.jit
+def _put(state_ptr, row, kept, m, s, a):
+    """Keeps a state in a row of the states, if `kept`."""
+    at = row.to(tl.int64) * (3 * D) + tl.arange(0, D)
+    inside = tl.zeros([D], tl.int32) + kept.to(tl.int32) > 0
+    tl.store(state_ptr + at, m, mask=inside)
+    tl.store(state_ptr + at + D, s, mask=inside)
+    tl.store(state_ptr + at + 2 * D, a, mask=inside)
+
+
+@triton.jit
 def _compress_c128(
     new_ptr: tl.tensor,
     ape_ptr: tl.tensor,
@@ -137,16 +151,21 @@ def _compress_c128(
             x = norm_rotate_rows(x, weight_ptr, cos_ptr, sin_ptr, at, target >= 0, eps, 1, 512, ANGLES)
             store_kv_rows(x, bytes_ptr, halves_ptr, target, target >= 0, 1, PAGE, STRIDE)
     else:
-        run_ptr = open_ptr + (program - n) * 5
+        run_ptr = open_ptr + (program - n) * 6
         token = tl.load(run_ptr)
         if token >= 0:
-            m, s, a = _run(
-                new_ptr, ape_ptr, state_ptr, token, tl.load(run_ptr + 1), tl.load(run_ptr + 2), tl.load(run_ptr + 3)
-            )
-            at = tl.load(run_ptr + 4).to(tl.int64) * (3 * D) + tl.arange(0, D)
-            tl.store(state_ptr + at, m)
-            tl.store(state_ptr + at + D, s)
-            tl.store(state_ptr + at + 2 * D, a)
+            count, place = tl.load(run_ptr + 1), tl.load(run_ptr + 2)
+            row, more = tl.load(run_ptr + 4), tl.load(run_ptr + 5)
+            m, s, a = _run(new_ptr, ape_ptr, state_ptr, token, count, place, tl.load(run_ptr + 3))
+            _put(state_ptr, row, count > 0, m, s, a)
+            for i in range(more):
+                at = (place + count + i) % 128
+                begins = tl.zeros([D], tl.int32) + at == 0
+                kv, score = _row(new_ptr, ape_ptr, token + count + i, at, 0, 1)
+                m, s, a = _grown(
+                    tl.where(begins, float("-inf"), m), tl.where(begins, 0.0, s), tl.where(begins, 0.0, a), kv, score
+                )
+                _put(state_ptr, row + 1 + i, at < 127, m, s, a)
 
 
 def compress_c128(
@@ -155,13 +174,15 @@ def compress_c128(
     """Stores the C128 row of every group that closes, and the running softmax of every group that stays open.
 
     max_new_tokens  the most tokens that one request brings: 1 is one launch, more are two
-    cost            4 KiB read per token, 584 bytes written per group; in decode also 12 KiB of state per request
+    cost            4 KiB read per token, 584 bytes written per group; in decode also 12 KiB of state per request, and
+                    6 KiB per draft
     """
     T, n, B = len(part.projected), len(plan.closing), len(plan.open)
     expect(
         part.projected.shape == (T, 2, 512) and part.projected.is_contiguous(), f"rows {tuple(part.projected.shape)}"
     )
-    expect(part.state.shape[1:] == (3, 512) and part.state.is_contiguous(), f"state {tuple(part.state.shape)}")
+    expect(part.state.shape[2:] == (3, 512) and part.state.is_contiguous(), f"state {tuple(part.state.shape)}")
+    expect(part.state.shape[1] == plan.banks, f"{part.state.shape[1]} banks, and a plan for {plan.banks}")
     expect(part.ape.shape == (128, 512) and part.ape.is_contiguous() and part.weight.shape == (512,), "parameters")
     expect(part.projected.dtype is part.state.dtype is part.ape.dtype is torch.float32, "float32")
     expect(part.pool.is_contiguous() and part.pool.shape[1] >= 584 * page_rows, f"a pool {tuple(part.pool.shape)}")

@@ -6,10 +6,11 @@
                                                                        (index:) --> Hadamard --> FP4 or FP8 -> pool
     new rows of the last 8 tokens -> state ring, score with ape added
 
-Both compressors of a layer go in one launch. Rows are kept in the same launch when no request brings more than one
-token: the ring of 8 then holds the 7 older rows that a closing group reads beside the one that is written. The second
-of two tokens would overwrite the oldest row of a group that the first closes, so such steps keep their rows in a
-second launch, after every group has been read.
+Both compressors of a layer go in one launch. Rows are kept in the same launch when no request brings more tokens than
+the ring has rows beside the 7 older ones that a closing group reads: one, where it has 8, or the next token and all of
+its drafts, where it was made for them. One token more would overwrite the oldest row of a group that the first closes,
+so such steps keep their rows in a second launch, after every group has been read. Drafts that turn out wrong leave rows
+in the ring that their positions' next owners overwrite before anybody reads them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dsv4.kernels.compress.plan import C4Plan
 from dsv4.kernels.contract import expect
 from dsv4.kernels.convert import round_bf16
 
-SAFE_TOKENS = 1  # what a ring of 8 takes while a group may still read the 7 rows before its last
+OLDER = 7  # rows before its last that a group reads
 
 
 class Compressor(NamedTuple):
@@ -35,7 +36,7 @@ class Compressor(NamedTuple):
     projected  [T, 2, 2 D] float32: kv and score, each the A half then the B half
     ape        [4, 2 D] float32
     weight     [D] of its norm, bf16 or float32
-    state      [slots, 8, 2, 2 D] float32
+    state      [slots, ring, 2, 2 D] float32
     pool       [blocks, page bytes] uint8
     """
 
@@ -47,7 +48,9 @@ class Compressor(NamedTuple):
 
 
 @triton.jit
-def _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, J: tl.constexpr, D: tl.constexpr):
+def _row(
+    new_ptr, ape_ptr, state_ptr, token, first, slot, position, J: tl.constexpr, D: tl.constexpr, RING: tl.constexpr
+):
     """Kv and score of the group's row J: A half of the previous group's tokens, B half of this one's. -> [D], [D]."""
     channels = tl.arange(0, D) + (0 if J < 4 else D)
     row = tl.zeros([D], tl.int32) + J - 7  # a block, because the interpreter takes no scalar mask
@@ -55,7 +58,7 @@ def _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, J: tl.conste
     in_step = here >= first
     earlier = (here < first) & (slot - row * 0 >= 0) & (at >= 0)
     new_at = here.to(tl.int64) * (4 * D) + channels
-    state_at = (slot.to(tl.int64) * 8 + at % 8) * (4 * D) + channels
+    state_at = (slot.to(tl.int64) * RING + at % RING) * (4 * D) + channels
     ape = tl.load(ape_ptr + (J % 4) * (2 * D) + channels)
     new_kv = tl.load(new_ptr + new_at, mask=in_step, other=0.0)
     new_score = tl.load(new_ptr + new_at + 2 * D, mask=in_step, other=0.0) + ape
@@ -65,16 +68,16 @@ def _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, J: tl.conste
 
 
 @triton.jit
-def _pooled(new_ptr, ape_ptr, state_ptr, token, first, slot, position, D: tl.constexpr):
+def _pooled(new_ptr, ape_ptr, state_ptr, token, first, slot, position, D: tl.constexpr, RING: tl.constexpr):
     """The softmax-weighted sum of the group's 8 rows, added in their order. -> [D]."""
-    k0, z0 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 0, D)
-    k1, z1 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 1, D)
-    k2, z2 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 2, D)
-    k3, z3 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 3, D)
-    k4, z4 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 4, D)
-    k5, z5 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 5, D)
-    k6, z6 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 6, D)
-    k7, z7 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 7, D)
+    k0, z0 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 0, D, RING)
+    k1, z1 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 1, D, RING)
+    k2, z2 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 2, D, RING)
+    k3, z3 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 3, D, RING)
+    k4, z4 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 4, D, RING)
+    k5, z5 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 5, D, RING)
+    k6, z6 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 6, D, RING)
+    k7, z7 = _row(new_ptr, ape_ptr, state_ptr, token, first, slot, position, 7, D, RING)
     top = tl.maximum(
         tl.maximum(tl.maximum(z0, z1), tl.maximum(z2, z3)), tl.maximum(tl.maximum(z4, z5), tl.maximum(z6, z7))
     )
@@ -120,13 +123,14 @@ def _close_kv(
     sin_ptr,
     program,
     eps,
+    RING: tl.constexpr,
     PAGE: tl.constexpr,
     STRIDE: tl.constexpr,
     ANGLES: tl.constexpr,
 ):
     """One attention row, from the plan's entry to the pool."""
     first, slot, position = tl.load(entry_ptr + 1), tl.load(entry_ptr + 2), tl.load(entry_ptr + 3)
-    x = _pooled(new_ptr, ape_ptr, state_ptr, tl.load(entry_ptr), first, slot, position, 512)
+    x = _pooled(new_ptr, ape_ptr, state_ptr, tl.load(entry_ptr), first, slot, position, 512, RING)
     at = program + tl.arange(0, 1)
     target = tl.load(slots_ptr + at)
     x = norm_rotate_rows(round_bf16(x)[None, :], weight_ptr, cos_ptr, sin_ptr, at, target >= 0, eps, 1, 512, ANGLES)
@@ -147,6 +151,7 @@ def _close_index(
     sin_ptr,
     program,
     eps,
+    RING: tl.constexpr,
     FP4: tl.constexpr,
     PAGE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -154,7 +159,7 @@ def _close_index(
 ):
     """One index row, from the plan's entry to the pool."""
     first, slot, position = tl.load(entry_ptr + 1), tl.load(entry_ptr + 2), tl.load(entry_ptr + 3)
-    x = _pooled(new_ptr, ape_ptr, state_ptr, tl.load(entry_ptr), first, slot, position, 128)
+    x = _pooled(new_ptr, ape_ptr, state_ptr, tl.load(entry_ptr), first, slot, position, 128, RING)
     at = program + tl.arange(0, 1)
     target = tl.load(slots_ptr + at)
     x = norm_rotate_rows(round_bf16(x)[None, :], weight_ptr, cos_ptr, sin_ptr, at, target >= 0, eps, 1, 128, ANGLES)
@@ -184,6 +189,7 @@ def _compress_c4(
     n: int,
     last: int,
     eps: float,
+    RING: tl.constexpr,
     FP4: tl.constexpr,
     PAGE: tl.constexpr,
     KV_STRIDE: tl.constexpr,
@@ -193,7 +199,7 @@ def _compress_c4(
     """Grid (n + `last` tokens of each request, 2): axis 1 is the attention compressor, then the index compressor."""
     program = tl.program_id(0)
     if program >= n:
-        place = (program - n) // last * 8 + (program - n) % last
+        place = (program - n) // last * RING + (program - n) % last
         token = tl.load(kept_ptr + place * 2)
         row = tl.load(kept_ptr + place * 2 + 1)
         if token >= 0:
@@ -206,12 +212,12 @@ def _compress_c4(
         if tl.program_id(1) == 0:
             _close_kv(
                 kv_new_ptr, kv_ape_ptr, kv_state_ptr, kv_weight_ptr, kv_bytes_ptr, kv_halves_ptr,
-                entry_ptr, slots_ptr, cos_ptr, sin_ptr, program, eps, PAGE, KV_STRIDE, ANGLES,
+                entry_ptr, slots_ptr, cos_ptr, sin_ptr, program, eps, RING, PAGE, KV_STRIDE, ANGLES,
             )  # fmt: skip
         else:
             _close_index(
                 index_new_ptr, index_ape_ptr, index_state_ptr, index_weight_ptr, index_bytes_ptr, index_words_ptr,
-                entry_ptr, slots_ptr, cos_ptr, sin_ptr, program, eps, FP4, PAGE, INDEX_STRIDE, ANGLES,
+                entry_ptr, slots_ptr, cos_ptr, sin_ptr, program, eps, RING, FP4, PAGE, INDEX_STRIDE, ANGLES,
             )  # fmt: skip
 
 
@@ -223,20 +229,23 @@ def compress_c4(
 
     kv              the attention compressor, D = 512; its pool in the 584-byte format
     index           the index compressor, D = 128; its pool in the 68-byte (fp4) or the 132-byte format
-    max_new_tokens  the most tokens that one request brings: 1 is one launch, more are two
+    max_new_tokens  the most tokens that one request brings: up to ring - 7 are one launch, more are two
     cost            20 KiB read per token (projections), 652 bytes written per group; in decode also 20 KiB per token
                     kept and 7 rows of state (35 KiB) per group
     """
-    T, n = len(kv.projected), len(plan.entries)
+    T, n, ring = len(kv.projected), len(plan.entries), plan.kept.shape[1]
+    expect(ring % 8 == 0 and ring > 0, f"a ring of {ring} rows is not made of groups of 8")
     for part, D in ((kv, 512), (index, 128)):
         expect(part.projected.shape == (T, 2, 2 * D) and part.projected.is_contiguous(), f"rows {part.projected.shape}")
-        expect(part.state.shape[1:] == (8, 2, 2 * D) and part.state.is_contiguous(), f"state {tuple(part.state.shape)}")
+        expect(
+            part.state.shape[1:] == (ring, 2, 2 * D) and part.state.is_contiguous(), f"state {tuple(part.state.shape)}"
+        )
         expect(part.ape.shape == (4, 2 * D) and part.weight.shape == (D,) and part.pool.is_contiguous(), "parameters")
         expect(part.projected.dtype is part.state.dtype is part.ape.dtype is torch.float32, "float32")
     row_bytes = 68 if fp4 else 132
     expect(index.pool.shape[1] >= row_bytes * page_rows and kv.pool.shape[1] >= 584 * page_rows, "pools too narrow")
-    last = min(max_new_tokens, plan.kept.shape[1])
-    if T and max_new_tokens <= SAFE_TOKENS:
+    last = min(max_new_tokens, ring)
+    if T and max_new_tokens <= ring - OLDER:
         _launch(kv, index, plan, n, last, fp4, page_rows, eps)
     elif T:
         _launch(kv, index, plan, n, 0, fp4, page_rows, eps)
@@ -254,6 +263,6 @@ def _launch(
         kv.projected, kv.ape, kv.weight, kv.state, kv.pool, kv.pool.view(torch.bfloat16),
         index.projected, index.ape, index.weight, index.state, index.pool, index.pool.view(torch.float32),
         plan.entries, plan.slots, plan.cos, plan.sin, plan.kept, n, max(last, 1), eps,
-        FP4=fp4, PAGE=page_rows, KV_STRIDE=kv.pool.stride(0), INDEX_STRIDE=index.pool.stride(0), ANGLES=32,
-        num_warps=2, enable_fp_fusion=False,
+        RING=plan.kept.shape[1], FP4=fp4, PAGE=page_rows, KV_STRIDE=kv.pool.stride(0),
+        INDEX_STRIDE=index.pool.stride(0), ANGLES=32, num_warps=2, enable_fp_fusion=False,
     )  # fmt: skip

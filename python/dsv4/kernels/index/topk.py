@@ -130,13 +130,18 @@ def _select(
 
 
 class Workspace:
-    """What blocks that share a row leave for each other; for launches of at most so many tokens and candidates."""
+    """What blocks that share a row leave for each other; for launches of at most so many tokens and candidates.
 
-    def __init__(self, num_tokens: int, max_candidates: int, k: int, device: torch.device) -> None:
+    arrivals  at least num_tokens zeros that other launches of the stream also leave at zero; without them new ones
+    """
+
+    def __init__(
+        self, num_tokens: int, max_candidates: int, k: int, device: torch.device, arrivals: Tensor | None = None
+    ) -> None:
         segments = -(-max_candidates // _segment_of(max_candidates)) if max_candidates > _WHOLE else 0
         self.keys = torch.empty(num_tokens * segments * k, dtype=torch.int32, device=device)
         self.entries = torch.empty_like(self.keys)
-        self.arrivals = torch.zeros(num_tokens, dtype=torch.int32, device=device)
+        self.arrivals = torch.zeros(num_tokens, dtype=torch.int32, device=device) if arrivals is None else arrivals
 
 
 def select_topk(
@@ -173,6 +178,7 @@ def select_topk(
         segment = _segment_of(S)
         segments = -(-S // segment)
         expect(workspace.keys.numel() >= T * segments * k, f"workspace of {workspace.keys.numel()} candidates")
+        expect(workspace.arrivals.numel() >= T, f"workspace for {workspace.arrivals.numel()} of {T} tokens")
     _select[(T, segments)](
         scores,
         scores.stride(0),

@@ -34,6 +34,7 @@ def _norm_rope_store(
     halves_ptr: tl.tensor,
     slots_ptr: tl.tensor,
     T: int,
+    kv_row: int,
     eps: float,
     H: tl.constexpr,
     R: tl.constexpr,
@@ -49,7 +50,8 @@ def _norm_rope_store(
         tokens = (program * R + tl.arange(0, R)).to(tl.int64)
         inside = tokens < T
         slots = tl.load(slots_ptr + tokens, mask=inside, other=-1).to(tl.int64)
-        x = tl.load(kv_ptr + tokens[:, None] * 512 + channels[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+        at = tokens[:, None] * kv_row + channels[None, :]
+        x = tl.load(kv_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
         x = norm_rotate_rows(x, weight_ptr, cos_ptr, sin_ptr, tokens, inside, eps, R, 512, ANGLES)
         store_kv_rows(x, bytes_ptr, halves_ptr, slots, inside & (slots >= 0), R, PAGE, STRIDE)
     else:
@@ -90,7 +92,7 @@ def norm_rope_store(
     """Normalises and rotates q in place; normalises, rotates, quantises and stores kv.
 
     q       [T, H, 512] bf16, contiguous, H even; overwritten
-    kv      [T, 512] bf16, contiguous
+    kv      [T, 512] bf16, rows of any stride: it lies beside q_a in one product's result
     weight  [512] bf16 or float32
     angles  cos and sin [T, 32] float32
     pool    [blocks, page bytes] uint8, contiguous, pages of `page_rows` rows in the 584-byte format
@@ -100,7 +102,8 @@ def norm_rope_store(
     T, H, D = q.shape
     expect(D == KV_DIM and kv.shape == (T, KV_DIM) and H % ROWS == 0, f"q {tuple(q.shape)}, kv {tuple(kv.shape)}")
     expect(
-        q.dtype is kv.dtype is torch.bfloat16 and q.is_contiguous() and kv.is_contiguous(), "q, kv: bf16, contiguous"
+        q.dtype is kv.dtype is torch.bfloat16 and q.is_contiguous() and kv.stride(1) == 1,
+        "q: bf16, contiguous; kv: bf16, contiguous rows",
     )
     expect(slots.shape == (T,) and weight.shape == (KV_DIM,), f"slots {tuple(slots.shape)}")
     _check_angles(angles, T)
@@ -108,7 +111,7 @@ def norm_rope_store(
     if T:
         cos, sin = angles
         _norm_rope_store[(triton.cdiv(T, ROWS) + T * H // ROWS,)](
-            q, kv, weight, cos, sin, pool, pool.view(torch.bfloat16), slots, T, eps,
+            q, kv, weight, cos, sin, pool, pool.view(torch.bfloat16), slots, T, kv.stride(0), eps,
             H=H, R=ROWS, PAGE=page_rows, STRIDE=pool.stride(0), ANGLES=PAIRS, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
 

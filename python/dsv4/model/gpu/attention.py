@@ -6,7 +6,7 @@
     q_a ─▶ index queries ─▶ scores ─▶ top-k ─▶ slots ──────────────────────────────────────┴▶ sparse attention
     ─▶ RoPE back ─▶ wo_a, FP8 ─▶ wo_b
 
-Every query is a token of its own, whether its request decodes or prefills.
+Every query is a token of its own, whether its request decodes or prefills, and has the same bits either way.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dsv4.config.model import ModelConfig
+from dsv4.kernels.attention.choice import TRITON, choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode, units_of
-from dsv4.kernels.attention.split import scratch_of, split_of
+from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
+from dsv4.kernels.attention.split import WHOLE, scratch_of, split_of
 from dsv4.kernels.contract import present
 from dsv4.kernels.linear.gemm import (
     Fp8Weight,
@@ -89,18 +91,26 @@ class Attention:
         q_r = norm_quantise(q_a_kv[:, :rank], self.q_norm, self.eps)
         q = fp8_linear(q_r, self.wq_b, self.workspace).view(len(u), self.num_heads, -1)
         norm_rope_store(
-            q, q_a_kv[:, rank:].contiguous(), self.kv_norm, angles, pools.swa, step.inputs.swa_slots,
+            q, q_a_kv[:, rank:], self.kv_norm, angles, pools.swa, step.inputs.swa_slots,
             page_rows=SWA_BLOCK_TOKENS, eps=self.eps,
         )  # fmt: skip
-        rows = self._compressed(u, q_r, step, pools)
-        most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
-        split = split_of(len(u), self.num_heads, units_of(rows, most), NUM_SMS)
-        room = rows.slots.shape[1] if isinstance(rows, SelectedRows) else most  # every slot of a row has its unit
-        scratch = scratch_of(split, len(u), self.num_heads, units_of(rows, room), u.device)
-        o = sparse_decode(q, self.sink, pools.swa, step.window_slots, step.inputs.positions, rows, split, scratch)
+        o = self._attend(q, self._compressed(u, q_r, step, pools), step, pools)
         rotate_back(o, angles)
         z = mixed_linear_quantised(o.flatten(1), self.wo_a, self.o_groups, self.workspace)
         return fp8_linear(z, self.wo_b, self.workspace)
+
+    def _attend(self, q: Tensor, rows: SelectedRows | VisibleRows | None, step: Step, pools: LayerCache) -> Tensor:
+        """A token's bits do not depend on how many come with it: in Triton two kernels agree, CUDA has one for both."""
+        T, positions = len(q), step.inputs.positions
+        neighbours, in_triton = tokens_of(T, self.num_heads, NUM_SMS), choice(q.device).name == TRITON
+        if neighbours > 1 and in_triton:
+            return sparse_prefill(q, self.sink, pools.swa, step.window_slots, positions, rows, neighbours)
+        most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
+        split = split_of(T, self.num_heads, units_of(rows, most), NUM_SMS) if in_triton else WHOLE
+        room = rows.slots.shape[1] if isinstance(rows, SelectedRows) else most  # every slot of a row has its unit
+        arrivals = self.workspace.arrivals
+        scratch = scratch_of(split, T, self.num_heads, units_of(rows, room), q.device, arrivals)
+        return sparse_decode(q, self.sink, pools.swa, step.window_slots, positions, rows, split, scratch)
 
     def _compressed(self, u: Tensor, q_r: Fp8Rows, step: Step, pools: LayerCache) -> SelectedRows | VisibleRows | None:
         """Closes the groups that this step completes; the compressed rows that its queries read."""

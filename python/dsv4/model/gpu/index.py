@@ -54,8 +54,10 @@ class Indexer:
             queries = index_queries(q, heads, step.compressed_angles, self.kind)
         else:  # every visible row is read, whatever its score
             queries = None
+        each = min(max(1, SCORE_BYTES // (4 * most)), self.workspace.arrivals.numel())
+        if each >= T:
+            return self._select(queries, slice(0, T), most, step, pools)
         out = torch.empty(T, self.topk, dtype=torch.int32, device=u.device)
-        each = max(1, SCORE_BYTES // (4 * most))
         for start in range(0, T, each):
             part = slice(start, start + each)
             out[part] = self._select(queries, part, most, step, pools)
@@ -71,5 +73,5 @@ class Indexer:
             q, weights = queries
             pool = present(pools.index, "index pool")
             index_scores(q[part], weights[part], pool, table, rows, positions, scores, self.kind, k=self.topk)
-        workspace = topk.Workspace(len(rows), most, self.topk, rows.device)
+        workspace = topk.Workspace(len(rows), most, self.topk, rows.device, self.workspace.arrivals)
         return select_topk(scores, positions, self.topk, workspace, block_table=table, token_rows=rows)

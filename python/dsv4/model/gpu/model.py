@@ -76,7 +76,7 @@ class GpuDeepseekV4:
         if not len(inputs.token_ids):
             streams = self._embedding.new_empty(0, self.config.hc_mult, self.config.hidden_size)
             return StepOutput(torch.empty(0, len(self._head), device=self.device), streams)
-        step = Step.of(inputs, bounds, self.config, self._frequencies)
+        step = Step.of(inputs, bounds, self.config, self._frequencies, caches.layouts)
         x = self._embedding[inputs.token_ids.long()]
         streams = x[:, None].expand(-1, self.config.hc_mult, -1).contiguous()
         at, out = first_boundary(streams, self._layers[0].attn_site, self._eps), x

@@ -10,6 +10,7 @@ from torch import Tensor
 from dsv4.config.model import ModelConfig
 from dsv4.kernels.attention.plan import window_slots
 from dsv4.kernels.compress.plan import C4Plan, C128Plan, Requests, plan_c4, plan_c128
+from dsv4.model.caches import Layouts
 from dsv4.model.inputs import StepInputs
 from dsv4.model.norm_rope import Angles
 from dsv4.model.step import Frequencies
@@ -46,8 +47,10 @@ class Step:
     c128: C128Plan | None
 
     @classmethod
-    def of(cls, inputs: StepInputs, bounds: Bounds, config: ModelConfig, frequencies: Frequencies) -> Step:
-        """The step of these inputs, on their device, for a model of this shape."""
+    def of(
+        cls, inputs: StepInputs, bounds: Bounds, config: ModelConfig, frequencies: Frequencies, layouts: Layouts
+    ) -> Step:
+        """The step of these inputs, on their device, for a model of this shape over states of these layouts."""
         ratios = set(config.compress_ratios[: config.num_hidden_layers])
         at = Requests(
             positions=inputs.positions,
@@ -55,6 +58,10 @@ class Step:
             query_starts=inputs.query_starts,
             state_slots=inputs.state_slots,
             state_resets=inputs.state_resets,
+            state_banks=inputs.state_banks if len(inputs.state_banks) else None,
+            bank_writes=inputs.bank_writes if len(inputs.bank_writes) else None,
+            ring=layouts.c4_ring,
+            banks=layouts.c128_banks,
         )
         compressed = frequencies.compressed
         return cls(

@@ -1,76 +1,23 @@
 """`run(plan)` on one GPU: one copy there, the kernels of the step, one copy back.
 
 Core.plan(memory) ──▶ pinned int32 ──copy──▶ device ──views──▶ StepInputs ──▶ model ──▶ sampler ──▶ tokens
+                                        └── idle rows ──▶ graph of its shape ──┘
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dsv4._core import Field, Plan
+from dsv4._core import Plan
 from dsv4.model.caches import Caches
-from dsv4.model.gpu.step import Bounds
-from dsv4.model.inputs import StepInputs
-from dsv4.model.model import StepOutput
-from dsv4.runtime.batch import Layout, length_of
+from dsv4.runtime.batch import Layout
 from dsv4.runtime.copies import copy_state
+from dsv4.runtime.gpu.graphs import Capture, Graphs
+from dsv4.runtime.gpu.memory import GpuNetwork, StepMemory
 from dsv4.runtime.gpu.sample import GpuSampler
-from dsv4.runtime.step import ALIGN_BYTES, Draw, StepResult
-
-
-class GpuNetwork(Protocol):
-    """The part of a model that a runner needs."""
-
-    device: torch.device
-
-    def forward(self, inputs: StepInputs, caches: Caches, bounds: Bounds) -> StepOutput:
-        """Its logits are [R, V] float32, those of the sampled rows."""
-
-
-class StepMemory:
-    """The arrays of one step: pinned, where the core writes them, and on the device, where kernels read them."""
-
-    def __init__(self, layout: Layout, device: torch.device) -> None:
-        words = layout.step_bytes // 4
-        pinned = torch.zeros(words + ALIGN_BYTES // 4, dtype=torch.int32, pin_memory=device.type == "cuda")
-        start = -pinned.data_ptr() % ALIGN_BYTES // 4
-        self._host = pinned[start : start + words]
-        self._there = torch.zeros(words, dtype=torch.int32, device=device)
-        self._fields = {field.name: field for field in layout.step_fields}
-
-    @property
-    def memory(self) -> memoryview:
-        """Lent to `Core.plan`."""
-        return self._host.numpy().data
-
-    def send(self) -> None:
-        """Copies everything to the device: one copy, in the order of the stream."""
-        self._there.copy_(self._host, non_blocking=True)
-
-    def array(self, name: str, length: int) -> Tensor:
-        """The used part of an array, on the device."""
-        return _view(self._there, self._fields[name])[:length]
-
-    def inputs(self, plan: Plan) -> StepInputs:
-        """The arrays of the step on the device."""
-        names = [item.name for item in fields(StepInputs)]
-        return StepInputs(**{name: self.array(name, length_of(name, plan)) for name in names})
-
-    def bounds(self, plan: Plan) -> Bounds:
-        """How far the requests of the step reach, from the host's copy."""
-        starts = _view(self._host, self._fields["query_starts"])[: plan.num_requests + 1].numpy()
-        return Bounds(plan.max_seq_len, int(np.diff(starts).max(initial=0)))
-
-
-def _view(words: Tensor, field: Field) -> Tensor:
-    start = field.offset // 4
-    return words[start : start + int(np.prod(field.shape))].view(field.shape)
+from dsv4.runtime.step import Draw, StepResult
 
 
 class GpuRunner:
@@ -84,9 +31,20 @@ class GpuRunner:
     ) -> None:
         self._network: GpuNetwork | None = network
         self._caches: Caches | None = caches
-        self._steps = [StepMemory(layout, network.device) for _ in range(num_steps)]
+        first = StepMemory(layout, network.device)
+        self._steps = [first, *(StepMemory(layout, network.device, first.there) for _ in range(num_steps - 1))]
+        self._graphs: Graphs | None = None
         self._sampled = torch.zeros(max_rows, dtype=torch.int32, device=network.device)
         self._sampler = GpuSampler(max_rows, vocab_size, network.device)
+
+    @torch.inference_mode()
+    def capture(self, *, max_seq_len: int, by: Capture | None = None) -> Graphs:
+        """Captures decode steps of every shape, before the first request; `by` CUDA, unless a test says otherwise."""
+        if self._network is None or self._caches is None:
+            raise RuntimeError("the runner was closed")
+        memory, most = self._steps[0], len(self._sampled)
+        self._graphs = Graphs(self._network, self._caches, memory, max_rows=most, max_seq_len=max_seq_len, capture=by)
+        return self._graphs
 
     @property
     def memories(self) -> Sequence[memoryview]:
@@ -107,6 +65,10 @@ class GpuRunner:
         if self._network is None or self._caches is None:
             raise RuntimeError("the runner was closed")
         step = self._steps[plan.step_id % len(self._steps)]
+        bounds = step.bounds(plan)
+        shape = self._graphs.shape_of(plan, bounds) if self._graphs else None
+        if shape:
+            step.pad(plan, shape.rows)
         step.send()
         inputs = step.inputs(plan)
         if plan.num_forwarded:
@@ -116,7 +78,10 @@ class GpuRunner:
         self._sampled.zero_()  # should this step fail, its tokens are nobody's, but the next one names them
         if plan.num_restores:
             self._copy(step, "restore", plan.num_restores)
-        logits = self._network.forward(inputs, self._caches, step.bounds(plan)).logits
+        if self._graphs and shape:
+            logits = self._graphs.replay(shape).logits[: plan.num_samples]
+        else:
+            logits = self._network.forward(inputs, self._caches, bounds).logits
         if plan.num_saves:
             self._copy(step, "save", plan.num_saves)
         result = self._sampler.sample(logits, plan.sample_request_ids, plan.sample_positions)
@@ -131,3 +96,4 @@ class GpuRunner:
         """Lets go of the model and of the pools."""
         self._network = None
         self._caches = None
+        self._graphs = None

@@ -1,0 +1,120 @@
+"""Sparse attention of a chunk of 8,192 tokens by what serves it, beside this tree's other kernels.
+
+Where Triton serves: blocks of neighbours, beside its decode kernel with a token a block. Where CUDA C++ does: its one
+kernel, beside both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from benches.kernels.bench_sparse_decode import ROW, SCALE, pool_of, rows_of
+from benches.kernels.harness import Call, Case, Peer
+from torch import Tensor
+
+from dsv4.kernels.attention.choice import CUDA, choice
+from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, checked, launch_triton, sparse_decode
+from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
+from dsv4.kernels.attention.split import Split, scratch_of
+
+T, H, D, FIRST = 8192, 64, 512, 8192
+KINDS = {"c4": 64, "c128": 2, "window": 0}
+
+
+class Chunk:
+    """One request's tokens FIRST .. FIRST + T, its rows in pages one after the other."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.page = kind, KINDS[kind]
+        end = FIRST + T
+        self.window = pool_of(end, 64)
+        self.positions = torch.arange(FIRST, end, device="cuda", dtype=torch.int32)
+        self.slots = (self.positions[:, None] - 127 + torch.arange(128, device="cuda")).int()
+        self.sink = torch.randn(H, device="cuda")
+        self.rows: SelectedRows | VisibleRows | None = None
+        if kind == "c4":
+            chosen = torch.rand(T, end // 4, device="cuda")
+            chosen.masked_fill_(torch.arange(end // 4, device="cuda") >= (self.positions[:, None] + 1) // 4, -1)
+            self.rows = SelectedRows(pool_of(end // 4, 64), chosen.topk(512, -1).indices.sort(-1).values.int())
+        elif kind == "c128":
+            table = torch.arange(end // 256, device="cuda", dtype=torch.int32)[None]
+            nobody = torch.zeros(T, device="cuda", dtype=torch.int32)
+            self.rows = VisibleRows(pool_of(end // 128, 2), table, nobody)
+
+    def keys(self, t: int) -> Tensor:
+        keys = rows_of(self.window, self.slots[t].long(), 64)
+        if isinstance(self.rows, SelectedRows):
+            return torch.cat((keys, rows_of(self.rows.pool, self.rows.slots[t].long(), 64)))
+        if isinstance(self.rows, VisibleRows):
+            count = (FIRST + t + 1) // 128
+            return torch.cat((keys, rows_of(self.rows.pool, torch.arange(count, device="cuda"), 2)))
+        return keys
+
+    def neighbours(self, q: Tensor) -> Tensor:
+        """By Triton's kernel of many tokens."""
+        each = tokens_of(T, H, torch.cuda.get_device_properties(0).multi_processor_count)
+        return sparse_prefill(q, self.sink, self.window, self.slots, self.positions, self.rows, each)
+
+    def a_token_a_block(self, q: Tensor) -> Tensor:
+        """By Triton's decode kernel."""
+        whole, out = Split(64, 1), torch.empty_like(q)
+        x = checked(q, self.sink, self.window, self.slots, self.positions, self.rows)
+        launch_triton(x, out, whole, scratch_of(whole, T, H, 1, q.device))
+        return out
+
+    def cuda(self, q: Tensor) -> Tensor:
+        """By the CUDA kernel, where that serves."""
+        whole = Split(64, 1)
+        scratch = scratch_of(whole, T, H, 1, q.device)
+        return sparse_decode(q, self.sink, self.window, self.slots, self.positions, self.rows, whole, scratch)
+
+    def check(self, serves: Callable[[Tensor], Tensor]) -> None:
+        """Some tokens against float64; all of them against the bits of Triton's decode, where Triton serves."""
+        q = queries()
+        out = serves(q)
+        if serves != self.cuda:
+            assert torch.equal(out, self.a_token_a_block(q)), "prefill and decode give other bits"
+        for t in (0, 1, T // 2, T - 1):
+            keys = self.keys(t).double()
+            s = q[t].double() @ keys.T * SCALE
+            p = (s - s.amax(1, keepdim=True)).exp()
+            p = p / (p.sum(1, keepdim=True) + (self.sink.double().unsqueeze(1) - s.amax(1, keepdim=True)).exp())
+            want = p @ keys
+            error = float((out[t].double() - want).norm() / want.norm())
+            assert error < 3e-3, f"token {t}: error {error}"
+
+
+def queries() -> Tensor:
+    return torch.randn(T, H, D, device="cuda").to(torch.bfloat16)
+
+
+def case(kind: str) -> Case:
+    chunk = Chunk(kind)
+    ways = {
+        "CUDA": chunk.cuda,
+        "sparse_prefill, blocks of neighbours": chunk.neighbours,
+        "sparse_decode, a token a block": chunk.a_token_a_block,
+    }
+    if choice(chunk.window.device).name != CUDA:
+        del ways["CUDA"]
+    (_, serves), *others = ways.items()
+    sets: list[Tensor] = []
+
+    def calls(way: Callable[[Tensor], Tensor]) -> Callable[[int], Call]:
+        return lambda i: lambda: way(sets[i])
+
+    keys = {"c4": 640 * T, "c128": 128 * T + int(((chunk.positions + 1) // 128).sum()), "window": 128 * T}[kind]
+    rows = T + 127 + {"c4": (FIRST + T) // 4, "c128": (FIRST + T) // 128, "window": 0}[kind]
+    case = Case(
+        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=calls(serves), launches=1,
+        bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=lambda: chunk.check(serves),
+        peers=[Peer(f"Triton {name}", "this tree", calls(way)) for name, way in others],
+    )  # fmt: skip
+    sets.extend(queries() for _ in range(case.sets))
+    return case
+
+
+def cases() -> Iterator[Case]:
+    for kind in KINDS:
+        yield case(kind)

@@ -1,0 +1,69 @@
+"""Which implementation serves sparse decode on a device: CUDA C++ on Hopper where it compiles, Triton elsewhere.
+
+DSV4_SPARSE_DECODE=cuda or =triton decides instead; cuda then fails where it cannot serve. Nothing falls back later:
+the choice is made once per device, logged with its reason, and told in the startup report.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from dsv4.errors import Violation
+from dsv4.kernels.attention import hopper
+from dsv4.kernels.contract import expect
+
+CUDA, TRITON = "cuda", "triton"
+VARIABLE = "DSV4_SPARSE_DECODE"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who serves, and why not the other."""
+
+    name: str
+    why: str
+
+
+def _hopper_kernels(device: torch.device) -> hopper.Kernels:
+    """The compiled kernels on a device. Raises Violation with the reason where there are none."""
+    expect(device.type == "cuda", f"{device.type} runs no CUDA code")
+    capability = torch.cuda.get_device_capability(device)
+    expect(capability == (9, 0), f"compute capability {capability[0]}.{capability[1]} is not Hopper's 9.0")
+    return hopper.kernels_on(device)
+
+
+@functools.cache
+def choice(device: torch.device) -> Choice:
+    """Decided at the first call for a device. Raises Violation if what is asked for cannot serve."""
+    asked = os.environ.get(VARIABLE, "")
+    expect(asked in {"", CUDA, TRITON}, f"{VARIABLE}={asked}: neither {CUDA} nor {TRITON}")
+    if asked == TRITON:
+        return _told(device, Choice(TRITON, f"{VARIABLE} asks for it"))
+    try:
+        _hopper_kernels(device)
+    except Violation as error:
+        if asked == CUDA:
+            raise
+        return _told(device, Choice(TRITON, str(error)))
+    return _told(device, Choice(CUDA, f"{VARIABLE} asks for it" if asked else "it compiled for this Hopper GPU"))
+
+
+def _told(device: torch.device, made: Choice) -> Choice:
+    level = logging.INFO if made.name == CUDA or device.type != "cuda" else logging.WARNING
+    _log.log(level, "sparse decode on %s: %s serves (%s)", device, made.name, made.why)
+    return made
+
+
+def served_on(device: str) -> Choice:
+    """The same by a device's name, for who has no torch."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())  # as tensors name it
+    return choice(found)

@@ -1,0 +1,102 @@
+"""Runs a CUDA kernel of ours on the CPU, block by block, and refuses what a device would do wrong (emulated.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dsv4.errors import Violation
+from dsv4.kernels.cuda.compile import HERE, cache_folder, sources
+
+FLAGS = ("-std=c++20", "-ffp-contract=off", "-fno-ipa-icf", "-Wall", "-Wextra", "-shared", "-fPIC")
+MESSAGE_BYTES = 4096
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (
+        ("start", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("writable", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+    )
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("blocks", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32),
+        ("cluster", ctypes.c_uint32),
+        ("shared_bytes", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("eager", ctypes.c_uint32),
+        ("num_ranges", ctypes.c_uint32),
+        ("ranges", ctypes.POINTER(_Range)),
+    )
+
+
+def compiler() -> str | None:
+    """The C++ compiler that builds emulated kernels, if there is one."""
+    return shutil.which("g++")
+
+
+def library(source: Path, optimise: str = "-O3") -> ctypes.CDLL:
+    """The kernels of a source as a shared library, built once per content."""
+    found = compiler()
+    if found is None:
+        raise Violation("there is no g++, which the emulator needs")
+    key = hashlib.sha256("\0".join((*FLAGS, optimise, *sources(source), (HERE / "emulated.h").read_text())).encode())
+    path = cache_folder() / f"{source.stem}-{key.hexdigest()[:16]}.so"
+    if not path.exists():
+        made = path.with_suffix(f".{hashlib.sha256(str(id(key)).encode()).hexdigest()[:8]}")
+        command = [found, *FLAGS, optimise, f"-I{HERE}", "-x", "c++", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise Violation(f"g++ on {source.name}: {done.stderr[-2000:]}")
+        made.rename(path)
+    return ctypes.CDLL(str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Blocks of a launch, in clusters of so many."""
+
+    blocks: int
+    threads: int
+    shared_bytes: int
+    cluster: int = 1
+
+
+def _range(x: Tensor, *, writable: bool) -> _Range:
+    return _Range(x.data_ptr(), x.untyped_storage().nbytes(), int(writable), 0)
+
+
+def emulate(
+    kernels: ctypes.CDLL,
+    name: str,
+    arguments: ctypes.Structure,
+    grid: Grid,
+    reads: Iterable[Tensor],
+    writes: Iterable[Tensor],
+    *,
+    seed: int = 0,
+    eager: bool = False,
+) -> None:
+    """Runs a kernel that may touch these tensors and nothing else. Raises Violation with what it did wrong.
+
+    seed   0 runs threads in order; others shuffle them and switch between them inside the code
+    eager  products run when they are issued, not when they are waited for
+    """
+    ranges = [_range(x, writable=False) for x in reads] + [_range(x, writable=True) for x in writes]
+    table = (_Range * len(ranges))(*ranges)
+    launch = _Launch(grid.blocks, grid.threads, grid.cluster, grid.shared_bytes, seed, int(eager), len(ranges), table)
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    run = getattr(kernels, f"emulate_{name}")
+    if run(ctypes.byref(arguments), ctypes.byref(launch), message, MESSAGE_BYTES):
+        raise Violation(f"{name}: {message.value.decode()}")
