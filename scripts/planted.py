@@ -198,8 +198,8 @@ Dynamo, each with the number of an issue or a change there.
 
 The campaign (`make test-core`): its layer, the operation of the seed at which it failed, and the time from the start of
 the process until it had stopped, on two threads. The simulator (`make sim`): the first seed that failed, of those from
-1 on, and the same time; seed 0: the process did not say. Each has {LIMIT_S:.0f} s. The named tests are those of
-`rust/core` that fail besides.
+1 on, and the same time; seed 0: the process aborted, or did not end in {NAMED_LIMIT_S:.0f} s. Each has {LIMIT_S:.0f} s.
+The named tests are those of `rust/core` that fail besides.
 
 | bug | where it happened | what is planted | campaign | simulator | named tests |
 |---|---|---|---|---|---|
