@@ -64,7 +64,7 @@ cargo-test: $(STAMPS)/venv ## run the tests of the Rust crates
 test-core: ## run 10^8 random operations of the core against its models, on all cores
 	$(CAMPAIGN)
 
-sim: $(STAMPS)/venv ## simulate workers under faults in virtual time (SIM='--seeds 0..9999 --jobs 2')
+sim: $(STAMPS)/venv ## simulate workers, and pairs of them, under faults in virtual time (SIM='--hours 1 --jobs 2')
 	cargo test --release --locked -p dsv4-core --test sim -- $(SIM)
 
 search: $(STAMPS)/venv ## search every state of the ownership and room machines, about 10^8 (minutes, up to 9 GiB)

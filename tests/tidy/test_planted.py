@@ -33,7 +33,7 @@ def test_every_variant_is_read() -> None:
 def test_the_table_has_the_bugs_of_the_core_and_each_was_found() -> None:
     table = rows(planted.TABLE.read_text())
     assert [cells[:3] for cells in table] == [[bug.name, bug.origin, bug.planted] for bug in BUGS]
-    assert [cells[0] for cells in table if cells[3:] == ["–", "–"]] == []
+    assert [cells[0] for cells in table if cells[3:] == ["–", "–", "–"]] == []
 
 
 def test_every_bug_has_a_site_outside_the_list() -> None:
@@ -44,6 +44,9 @@ def test_every_bug_has_a_site_outside_the_list() -> None:
 
 def test_a_bug_that_nothing_found_shows_in_its_row() -> None:
     bug = planted.Bug(0, "DropFrees", "trt#14565", "what is given up is free at once")
-    assert planted.row(bug, planted.Catch(None, 20.0, ())).endswith("| – | – |")
-    found = planted.Catch("handles, operation 5", 0.25, ("a", "b"))
-    assert planted.row(bug, found).endswith("| handles, operation 5, 0.2 s | `a` and 1 more |")
+    missed = planted.Catch(None, 20.0, None, 20.0, ())
+    assert planted.row(bug, missed).endswith("| – | – | – |")
+    assert not missed.is_found
+    found = planted.Catch("handles, operation 5", 0.25, 13, 0.5, ("a", "b"))
+    assert planted.row(bug, found).endswith("| handles, operation 5, 0.2 s | seed 13, 0.5 s | `a` and 1 more |")
+    assert planted.Catch(None, 20.0, 0, 0.5, ()).is_found

@@ -37,16 +37,6 @@ impl Offsets {
         &memory[start..start + len]
     }
 
-    /// Writes the ids that were not known when the step was planned: the step before sampled them.
-    pub fn forward(&self, memory: &mut [i32], num_tokens: usize, sampled: &[i32]) {
-        let (ids, sources) = (self.of("token_ids").0, self.of("token_sources").0);
-        for token in 0..num_tokens {
-            if let Ok(sample) = usize::try_from(memory[sources + token]) {
-                memory[ids + token] = sampled[sample];
-            }
-        }
-    }
-
     pub fn read<'a>(&self, memory: &'a [i32]) -> Arrays<'a> {
         let get = |name| self.slice(memory, name);
         Arrays {
@@ -69,6 +59,10 @@ impl Offsets {
             restore_targets: get("restore_targets"),
             save_sources: get("save_sources"),
             save_targets: get("save_targets"),
+            token_sources: get("token_sources"),
+            state_banks: get("state_banks"),
+            bank_writes: get("bank_writes"),
+            draft_widths: get("draft_widths"),
         }
     }
 }
@@ -108,6 +102,10 @@ pub struct Arrays<'a> {
     pub restore_targets: &'a [i32],
     pub save_sources: &'a [i32],
     pub save_targets: &'a [i32],
+    pub token_sources: &'a [i32],
+    pub state_banks: &'a [i32],
+    pub bank_writes: &'a [i32],
+    pub draft_widths: &'a [i32],
 }
 
 /// An index out of an array; a negative one is a bug wherever it stands.

@@ -8,11 +8,14 @@
 //! or was reused too early all change what is read, and so the tokens, which the oracle sees.
 //! An index outside its pool panics, like an illegal address.
 
+use std::ops::Range;
+
 use dsv4_core::Plan;
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::geometry::Geometry;
 
 use crate::arrays::{Arrays, at};
+use crate::cargo::AuxRow;
 use crate::model::{self, NAN, Rows, Shape, State, mix};
 
 /// All KV memory of one worker.
@@ -24,8 +27,13 @@ pub struct Device {
     pub c4: Vec<u64>,
     pub c128: Vec<u64>,
     pub states: Vec<State>,
+    /// In host memory.
+    pub aux: Vec<AuxRow>,
+    num_full: usize,
     closing_c4: Vec<i32>,
     closing_c128: Vec<i32>,
+    /// Samples of the step before, from which tokens may be taken.
+    sampled: Vec<Sample>,
 }
 
 /// Sizes of blocks, as shifts.
@@ -70,6 +78,7 @@ pub fn shape(geometry: &Geometry, vocab_size: usize) -> Shape {
         has_c4: geometry.num_layers_with(4) > 0,
         has_c128: geometry.num_layers_with(128) > 0,
         vocab_size,
+        ring: geometry.c4_ring(),
     }
 }
 
@@ -78,7 +87,13 @@ pub type Sample = Option<i32>;
 
 impl Device {
     /// Memory as it was found: full of what others left.
-    pub fn new(geometry: &Geometry, sizes: &PoolSizes, vocab_size: usize, seed: u64) -> Self {
+    pub fn new(
+        geometry: &Geometry,
+        sizes: &PoolSizes,
+        num_aux: usize,
+        vocab_size: usize,
+        seed: u64,
+    ) -> Self {
         let shape = shape(geometry, vocab_size);
         let (full, swa) = (geometry.block_tokens, geometry.swa_block_tokens);
         assert!(full.is_power_of_two() && swa.is_power_of_two(), "slots are found by shifts");
@@ -92,9 +107,30 @@ impl Device {
             c4: stale(sizes.full_blocks, if shape.has_c4 { full / 4 } else { 0 }),
             c128: stale(sizes.full_blocks, if shape.has_c128 { full / 128 } else { 0 }),
             states: (0..=sizes.state_slots as u64).map(|s| State::stale(mix(seed, s))).collect(),
+            aux: vec![AuxRow::default(); num_aux + 1],
+            num_full: sizes.full_blocks + 1,
             closing_c4: vec![],
             closing_c128: vec![],
+            sampled: vec![],
         }
+    }
+
+    /// The cells of one part of a full block: C4 rows and C128 rows.
+    pub fn full_parts(&self, block: usize, part: usize) -> [Range<usize>; 2] {
+        let cells = |all: usize| {
+            let rows = all / self.num_full;
+            let middle = block * rows + rows / 2;
+            if part == 0 { block * rows..middle } else { middle..(block + 1) * rows }
+        };
+        [cells(self.c4.len()), cells(self.c128.len())]
+    }
+
+    /// The cells of one part of a window block.
+    pub fn swa_part(&self, block: usize, part: usize) -> Range<usize> {
+        let half = (1 << self.steps.swa) / 2;
+        let start = (block << self.steps.swa) + part * half;
+        let end = if part == 0 { start + half } else { (block + 1) << self.steps.swa };
+        start..end
     }
 
     /// The window rows of one block.
@@ -141,18 +177,22 @@ impl Device {
         let mut samples = vec![None; plan.num_samples];
         for turn in 0..plan.num_requests {
             if upset.dies_after == Some(turn) {
+                self.sampled = samples; // what the next step may still take up
                 return None;
             }
             let row = if upset.is_reversed { plan.num_requests - 1 - turn } else { turn };
             self.run_row(row, arrays, tags[row], upset);
-            let last = arrays.query_starts[row + 1] - 1;
-            let wanted = &arrays.sample_tokens[..plan.num_samples];
-            for sample in (0..plan.num_samples).filter(|&sample| wanted[sample] == last) {
-                let position = at(arrays.seq_lens[row]) - 1;
-                let shape = self.shape;
-                samples[sample] = model::sample(&shape, position, &mut self.reader(row, arrays));
+            let tokens = at(arrays.query_starts[row])..at(arrays.query_starts[row + 1]);
+            let behind = at(arrays.seq_lens[row]);
+            for (sample, &token) in arrays.sample_tokens[..plan.num_samples].iter().enumerate() {
+                if tokens.contains(&at(token)) {
+                    let position = behind - (tokens.end - at(token));
+                    let mut rows = self.reader(row, arrays);
+                    samples[sample] = model::sample(&self.shape, position, &mut rows);
+                }
             }
         }
+        self.sampled.clone_from(&samples);
         for copy in 0..plan.num_saves {
             let [source, target] = [arrays.save_sources, arrays.save_targets].map(|a| a[copy]);
             self.states[at(target)] = self.states[at(source)];
@@ -177,23 +217,35 @@ impl Device {
     fn run_row(&mut self, row: usize, arrays: &Arrays<'_>, tag: u64, upset: &Upset) {
         let slot = at(arrays.state_slots[row]);
         if arrays.state_resets[row] != 0 {
-            self.states[slot] = State::default();
+            self.states[slot] = State::EMPTY;
         }
         let shape = self.shape;
+        let bank = arrays.state_banks.get(row).map_or(0, |&bank| at(bank));
+        let mut gathered = self.states[slot].banks[bank];
         for token in at(arrays.query_starts[row])..at(arrays.query_starts[row + 1]) {
             let position = at(arrays.positions[token]);
-            let id = arrays.token_ids[token];
+            let id = match arrays.token_sources[token] {
+                -1 => arrays.token_ids[token],
+                sample => self.sampled[at(sample)].unwrap_or(0),
+            };
             let mut value = model::row(&shape, tag, id, position, &mut self.reader(row, arrays));
             if upset.nan_tokens.contains(&token) {
                 value = NAN;
             }
             self.swa[at(arrays.swa_slots[token])] = value;
-            self.states[slot].push(position, value);
+            gathered = model::gather(gathered, position, value);
+            let state = &mut self.states[slot];
+            state.push(&shape, position, value);
+            match arrays.bank_writes.get(token) {
+                None => state.banks[0] = gathered,
+                Some(-1) => {}
+                Some(&bank) => state.banks[at(bank)] = gathered,
+            }
             if self.closing_c4[token] >= 0 {
-                self.c4[at(self.closing_c4[token])] = self.states[slot].c4(position);
+                self.c4[at(self.closing_c4[token])] = self.states[slot].c4(&shape, position);
             }
             if self.closing_c128[token] >= 0 {
-                self.c128[at(self.closing_c128[token])] = self.states[slot].c128();
+                self.c128[at(self.closing_c128[token])] = gathered;
             }
         }
     }

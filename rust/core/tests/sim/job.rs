@@ -2,8 +2,11 @@
 
 use dsv4_core::NewRequest;
 use dsv4_core::ids::RequestId;
+use dsv4_core::transfer::ids::Room;
 
+use crate::flow::Process;
 use crate::oracle::Oracle;
+use crate::rng::Rng;
 
 /// Why a job is over; each job that was accepted has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,7 @@ pub enum End {
     Cancelled,
     Overrun,
     StepFailed,
+    RoomFailed,
 }
 
 impl End {
@@ -29,6 +33,7 @@ impl End {
             Self::Cancelled => "cancelled",
             Self::Overrun => "overrun",
             Self::StepFailed => "step failed",
+            Self::RoomFailed => "room failed",
         }
     }
 }
@@ -68,6 +73,17 @@ pub struct Job {
     pub wants_stop: bool,
     pub accepted: bool,
     pub num_tries: usize,
+    /// The prefill instance of its last attempt.
+    pub prefill: Option<usize>,
+    /// Its last room, and the instance that it stood for.
+    pub room: Option<(usize, Room)>,
+    /// The requests at its ranks, as they arrive.
+    pub halves: Vec<(Process, RequestId)>,
+    /// Attempts with a prefill worker are numbered from here.
+    pub epoch: u32,
+    pub num_paired: u32,
+    /// Tokens that it had when its attempt began.
+    pub emitted_before: usize,
 }
 
 /// What a job is made of.
@@ -106,6 +122,12 @@ impl Job {
             wants_stop: false,
             accepted: false,
             num_tries: 0,
+            prefill: None,
+            room: None,
+            halves: vec![],
+            epoch: 0,
+            num_paired: 0,
+            emitted_before: 0,
         }
     }
 
@@ -146,6 +168,24 @@ impl Job {
         }
         self.oracle.push(token);
         None
+    }
+
+    /// Drafts behind the tokens just `told`: mostly right, for a while.
+    pub fn guess(&self, told: &[i32], count: usize, rng: &mut Rng) -> Vec<i32> {
+        if !self.is_open() {
+            return vec![];
+        }
+        let mut oracle = self.oracle.clone();
+        for &token in told {
+            oracle.push(token);
+        }
+        (0..count)
+            .map(|_| {
+                let right = oracle.expected();
+                oracle.push(right);
+                if rng.once_in(4) { (right + 1) % 1000 } else { right }
+            })
+            .collect()
     }
 
     /// It is over: what it took is given up.

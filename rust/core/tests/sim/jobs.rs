@@ -1,20 +1,25 @@
 //! Jobs: where they come from, where they go, how they leave.
 
-use dsv4_core::Event;
 use dsv4_core::error::Error;
+use dsv4_core::transfer::ids::RoomKey;
+use dsv4_core::{Event, NewRequest, OnFailure, Transfer};
 
 use crate::device;
 use crate::faults::Fault;
+use crate::flow::Process;
+use crate::happening::Happening;
 use crate::job::{End, Job, Reading};
 use crate::model::mix;
 use crate::oracle::Oracle;
+use crate::phases;
 use crate::plant::Bug;
 use crate::trace::Note;
-use crate::worker::{Held, Worker};
-use crate::world::{Happening, World};
+use crate::worker::{Held, Part, Worker};
+use crate::world::World;
 
 impl World {
     pub(crate) fn arrive(&mut self) {
+        self.arrived_us = self.agenda.now_us();
         for _ in 0..self.setup.burst {
             if self.is_arriving() {
                 let job = self.new_job();
@@ -54,26 +59,38 @@ impl World {
         if self.jobs[job].end.is_some() {
             return;
         }
+        if self.setup.is_paired() {
+            return self.route_pair(job);
+        }
         let load = |worker: &Worker| worker.held.len();
         let up = self.workers.iter().enumerate().filter_map(|(i, w)| Some((i, w.as_ref()?)));
         let Some((worker, _)) = up.min_by_key(|(_, worker)| load(worker)) else {
             return self.later(job);
         };
+        self.submit(job, worker, None);
+    }
+
+    /// Hands a job, or the decode half of one, to a worker.
+    pub(crate) fn submit(&mut self, job: usize, worker: usize, transfer: Option<Transfer>) {
         let asked = &self.jobs[job];
         let (tokens, most) = (asked.prompt.len() + asked.emitted.len(), asked.max_tokens);
         let tag = asked.tag;
         let has = self.workers[worker].as_mut().expect("up");
-        match asked.ask(|new| has.core.submit(new)) {
+        let key = transfer.as_ref().map(|t| RoomKey { room: t.room, epoch: t.epoch, peer: t.peer });
+        let part = if key.is_some() { Part::Decode } else { Part::Whole };
+        let fails = transfer.as_ref().is_some_and(|t| t.on_failure == OnFailure::Fail);
+        match asked.ask(|new| has.core.submit(NewRequest { transfer, ..new })) {
             Ok(id) => {
-                has.held.insert(id, Held { job, tag });
+                let since_us = has.told_us;
+                has.held.insert(id, Held { part, key, fails, since_us, ..Held::whole(job, tag) });
                 self.note(Note::Submitted { job, worker, id, tokens, most });
                 self.jobs[job].place = Some((worker, id));
                 self.accepted(job);
                 self.called(worker);
                 self.pump(worker);
+                self.nudge(worker);
             }
-            Err(Error::QueueFull { .. }) => {
-                assert!(has.stat("num_waiting") > 0, "a full queue with nobody in it");
+            Err(Error::QueueFull { .. } | Error::RoomsFull { .. }) => {
                 self.note(Note::Refused { job, worker });
                 self.fired(Fault::QueueOverflow, worker);
                 if self.jobs[job].accepted {
@@ -100,6 +117,7 @@ impl World {
         self.jobs[job].num_tries += 1;
         let delay = (50_000 << tries) + self.rng.micros(0, 5_000);
         if self.jobs[job].accepted || self.jobs[job].num_tries < 3 {
+            self.num_coming += 1;
             self.agenda.after(delay, Happening::Again { job });
         }
     }
@@ -133,6 +151,7 @@ impl World {
         assert!(ended.end.replace(end).is_none(), "job {job} ends twice");
         ended.place = None;
         self.num_open -= 1;
+        self.heals_us = self.heals_us.max(self.agenda.now_us());
         *self.tally.ends.entry(end.name()).or_default() += 1;
         if matches!(end, End::Stop | End::Length) {
             self.tally.num_useful_tokens += ended.emitted.len() as u64;
@@ -142,45 +161,47 @@ impl World {
         self.jobs[job].forget();
     }
 
-    /// Takes a job off its worker; it is the caller who says what becomes of it. `is_over`: the core has ended the
-    /// request already, in the later of two steps that were told at once, and the front end has not read that far.
-    pub(crate) fn withdraw(&mut self, job: usize, is_over: bool) {
+    /// Takes a job off its worker; it is the caller who says what becomes of it.
+    pub(crate) fn withdraw(&mut self, job: usize) {
         let Some((worker, id)) = self.jobs[job].place.take() else { return };
         let Some(has) = self.workers[worker].as_mut() else { return };
         if self.plant.strikes(Bug::ForgottenAbort) {
             has.held.remove(&id);
             return;
         }
-        assert_eq!(
-            has.core.abort(id),
-            !is_over,
-            "request {id} of an open job must be known until it ends"
-        );
+        assert!(has.core.abort(id), "request {id} of an open job is not known");
         assert!(!has.core.abort(id), "an abort is idempotent");
         has.held.remove(&id);
         self.called(worker);
+        self.nudge(worker);
+        self.withdraw_prefill(job);
+    }
+
+    /// What an abort or a submit leaves to be told to peers is told soon.
+    pub(crate) fn nudge(&mut self, worker: usize) {
+        if self.setup.is_paired() {
+            let Process { worker, incarnation } = self.here(worker);
+            self.agenda.after(0, Happening::Nudge { worker, incarnation });
+        }
     }
 
     pub(crate) fn cancel(&mut self, job: usize, fault: Fault) {
         if !self.jobs[job].is_open() {
             return self.fired(Fault::CancelUnknown, job);
         }
-        let mut fault = fault;
         let place = self.jobs[job].place;
-        if let Some((worker, id)) = place {
+        let says = place.map(|(worker, id)| {
             let has = self.workers[worker].as_mut().expect("jobs leave a worker that goes down");
-            let says = has.core.explain(id);
-            if fault == Fault::CancelDecoding {
-                fault = match () {
-                    () if says.contains("waits behind") => Fault::CancelQueued,
-                    () if says.contains("prefilling") => Fault::CancelPrefilling,
-                    () if says.contains("decoding") => Fault::CancelDecoding,
-                    () => panic!("{says}"),
-                };
-            }
+            has.core.explain(id)
+        });
+        let phase = says.and_then(|says| phases::cancel_of(&says));
+        if fault != Fault::CancelDecoding || phase.is_none() {
+            self.fired(fault, job);
         }
-        self.fired(fault, job);
-        self.withdraw(job, false);
+        if let Some(phase) = phase {
+            self.fired(phase, job);
+        }
+        self.withdraw(job);
         self.end(job, End::Cancelled);
         if let Some((worker, _)) = place {
             self.pump(worker);
@@ -189,6 +210,10 @@ impl World {
 
     pub(crate) fn stop_string(&mut self, job: usize) {
         let Some((worker, id)) = self.jobs[job].place else { return };
+        let says = self.workers[worker].as_mut().expect("up").core.explain(id);
+        if says.contains("room") {
+            return; // its prompt is elsewhere: there is no text yet
+        }
         self.fired(Fault::StopString, job);
         self.jobs[job].wants_stop = true;
         let has = self.workers[worker].as_mut().expect("up");
@@ -200,9 +225,9 @@ impl World {
     }
 
     pub(crate) fn read(&mut self, job: usize) {
-        self.jobs[job].unread = 0;
+        let is_idle = std::mem::take(&mut self.jobs[job].unread) == 0;
         if let (true, Reading::Every(gap)) = (self.jobs[job].is_open(), self.jobs[job].reading) {
-            self.agenda.after(gap, Happening::Read { job });
+            self.agenda.after(if is_idle { 20 * gap } else { gap }, Happening::Read { job });
         }
     }
 }

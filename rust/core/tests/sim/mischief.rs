@@ -7,7 +7,12 @@ use dsv4_core::ids::{RequestId, StepId};
 use dsv4_core::{Event, NewRequest};
 
 use crate::faults::Fault;
-use crate::world::{Happening, World};
+use crate::flow::Process;
+use crate::happening::Happening;
+use crate::phases;
+use crate::plant::Bug;
+use crate::worker::Part;
+use crate::world::World;
 
 impl World {
     pub(crate) fn mischief(&mut self) {
@@ -45,7 +50,7 @@ impl World {
             Fault::Shutdown => return self.shutdown(worker),
             Fault::CancelUnknown => assert!(!has.core.abort(RequestId(u64::MAX))),
             Fault::ClockBack => {
-                has.core.advance(&[Event::Tick(0), Event::Tick(now_us)]).expect("ticks");
+                self.tell(worker, &[Event::Tick(0), Event::Tick(now_us)]);
             }
             Fault::ShortMemory => {
                 let words = has.num_words() - 1;
@@ -126,14 +131,41 @@ impl World {
         }
     }
 
-    /// A worker is gone with all it held; its jobs go elsewhere, and it comes back later.
-    fn go_down(&mut self, worker: usize, fault: Fault) {
-        let Some(gone) = self.workers[worker].take() else { return };
+    /// An instance is gone with all it held; its jobs go elsewhere, and it comes back later.
+    pub(crate) fn go_down(&mut self, worker: usize, fault: Fault) {
+        let leader = self.setup.leader_of(worker);
+        if self.workers[leader].is_none() {
+            return;
+        }
         self.fired(fault, worker);
-        for held in gone.held.values() {
-            self.later(held.job);
+        let instance = self.here(leader);
+        for worker in self.setup.instance(leader) {
+            let mut gone = self.workers[worker].take().expect("ranks live and die together");
+            for death in phases::deaths_with(&mut gone) {
+                self.fired(death, worker);
+            }
+            for held in gone.held.values().filter(|held| held.part != Part::Prefill) {
+                self.later(held.job);
+            }
+            self.flows_of_gone(Process { worker, ..instance });
+        }
+        if self.plant.strikes(Bug::SameIncarnation) {
+            self.kept.insert(leader, instance.incarnation);
+        } else if self.setup.is_paired() {
+            self.spread_death(instance);
         }
         let delay = self.rng.micros(1_000, 3_000_000);
-        self.agenda.after(delay, Happening::Up { worker });
+        self.agenda.after(delay, Happening::Up { worker: leader });
+    }
+
+    /// An instance starts, as one that nobody has heard of.
+    pub(crate) fn come_up(&mut self, leader: usize) {
+        self.fired(Fault::Restart, leader);
+        self.started.push(leader);
+        let last = u32::try_from(self.started.len()).expect("few starts");
+        let kept = self.kept.remove(&leader);
+        for worker in self.setup.instance(leader) {
+            self.workers[worker] = Some(self.fresh_worker(worker, kept.unwrap_or(last)));
+        }
     }
 }

@@ -14,8 +14,8 @@
 /// What a row holds whose computation met a NaN; it spreads to all that reads it.
 pub const NAN: u64 = u64::MAX;
 
-/// Rows of the state that C4 groups overlap over.
-const RING: usize = 8;
+/// Rows that a C4 row is made from: its own group, and the one before.
+const OVERLAP: usize = 8;
 
 /// What the formula needs to know of the geometry.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ pub struct Shape {
     pub has_c4: bool,
     pub has_c128: bool,
     pub vocab_size: usize,
+    /// Rows of the state's ring.
+    pub ring: usize,
 }
 
 /// Where rows are read from.
@@ -108,35 +110,55 @@ pub fn sample(shape: &Shape, position: usize, rows: &mut impl Rows) -> Option<i3
 }
 
 /// What a request carries from step to step: rows that compressed rows are made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// C4 rows are made from a ring of rows, C128 rows from what is gathered of their group. Where
+/// tokens are drafted the ring is longer, and there is a bank behind each draft: which of them
+/// counts is known later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
-    ring: [u64; RING],
-    gathered: u64,
+    ring: [u64; MOST_RING],
+    pub banks: [u64; MOST_BANKS],
 }
 
+/// The longest ring, and the most banks, that a geometry can have.
+const MOST_RING: usize = 24;
+const MOST_BANKS: usize = 16;
+
 impl State {
+    /// As a reset leaves it.
+    pub const EMPTY: Self = Self { ring: [0; MOST_RING], banks: [0; MOST_BANKS] };
+
     /// What a slot holds before anybody reset it.
     pub fn stale(seed: u64) -> Self {
-        Self { ring: [mix(seed, 1); RING], gathered: mix(seed, 2) }
+        Self { ring: [mix(seed, 1); MOST_RING], banks: [mix(seed, 2); MOST_BANKS] }
+    }
+
+    /// One bit is not what it was.
+    pub fn flip(&mut self, mask: u64) {
+        self.ring[0] ^= mask;
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.ring.iter().chain(&self.banks).fold(3, |digest, &row| mix(digest, row))
     }
 
     /// The row at `position` was computed.
-    pub fn push(&mut self, position: usize, row: u64) {
-        self.ring[position % RING] = row;
-        let before = if position % 128 == 0 { 0 } else { self.gathered };
-        let is_nan = before == NAN || row == NAN;
-        self.gathered = if is_nan { NAN } else { mix(before, row) };
+    pub fn push(&mut self, shape: &Shape, position: usize, row: u64) {
+        self.ring[position % shape.ring] = row;
     }
 
     /// The C4 row that `position` closes.
-    pub fn c4(&self, position: usize) -> u64 {
+    pub fn c4(&self, shape: &Shape, position: usize) -> u64 {
         let mut digest = Digest::new(position as u64);
-        (1..=RING).for_each(|back| digest.add(self.ring[(position + back) % RING]));
+        for back in (0..OVERLAP).rev() {
+            digest.add(self.ring[(position + shape.ring - back) % shape.ring]);
+        }
         digest.end()
     }
+}
 
-    /// The C128 row that a position closes.
-    pub fn c128(&self) -> u64 {
-        self.gathered
-    }
+/// What is gathered of an open C128 group, after one more row; whole, it is the C128 row.
+pub fn gather(before: u64, position: usize, row: u64) -> u64 {
+    let before = if position % 128 == 0 { 0 } else { before };
+    if before == NAN || row == NAN { NAN } else { mix(before, row) }
 }

@@ -8,6 +8,7 @@ pub struct Oracle {
     shape: Shape,
     tag: u64,
     state: State,
+    gathered: u64,
     rows: Kept,
 }
 
@@ -34,7 +35,8 @@ impl Rows for Kept {
 
 impl Oracle {
     pub fn new(shape: Shape, tag: u64, prompt: &[i32]) -> Self {
-        let mut oracle = Self { shape, tag, state: State::default(), rows: Kept::default() };
+        let (state, rows) = (State::EMPTY, Kept::default());
+        let mut oracle = Self { shape, tag, state, gathered: 0, rows };
         for &token in prompt {
             oracle.push(token);
         }
@@ -46,12 +48,13 @@ impl Oracle {
         let position = self.rows.window.len();
         let row = model::row(&self.shape, self.tag, token, position, &mut self.rows);
         self.rows.window.push(row);
-        self.state.push(position, row);
+        self.state.push(&self.shape, position, row);
+        self.gathered = model::gather(self.gathered, position, row);
         if (position + 1) % 4 == 0 {
-            self.rows.c4.push(self.state.c4(position));
+            self.rows.c4.push(self.state.c4(&self.shape, position));
         }
         if (position + 1) % 128 == 0 {
-            self.rows.c128.push(self.state.c128());
+            self.rows.c128.push(self.gathered);
         }
     }
 

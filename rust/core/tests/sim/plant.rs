@@ -3,7 +3,7 @@
 //! Each stands for a bug of the core or of its caller as it would look from outside: a wrong
 //! entry in the arrays, a block reused too early, a token lost on the way.
 
-use dsv4_core::{Outcome, Plan};
+use dsv4_core::{Outcome, Plan, Posting};
 
 use crate::arrays::{Arrays, Offsets, at};
 use crate::device::Device;
@@ -26,6 +26,8 @@ pub enum Bug {
     SkippedSave,
     WindowOffByOne,
     WrongPosition,
+    WrongTokenSource,
+    WrongBank,
     EarlyReuse,
     LostToken,
     RepeatedToken,
@@ -34,10 +36,41 @@ pub enum Bug {
     ForgottenAbort,
     LostReport,
     LostRequest,
+    // Between prefill and decode workers.
+    WrongTarget,
+    WrongSource,
+    WrongFirstToken,
+    EarlyEnd,
+    UncheckedDigest,
+    FalseAck,
+    FalseFence,
+    FalseDeath,
+    UntoldDeath,
+    RankLost,
+    ForgottenTicket,
+    TimeWithWork,
+    SameIncarnation,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    /// Those that need two workers to show.
+    pub const PAIRED: [Self; 13] = [
+        Self::WrongTarget,
+        Self::WrongSource,
+        Self::WrongFirstToken,
+        Self::EarlyEnd,
+        Self::UncheckedDigest,
+        Self::FalseAck,
+        Self::FalseFence,
+        Self::FalseDeath,
+        Self::UntoldDeath,
+        Self::RankLost,
+        Self::ForgottenTicket,
+        Self::TimeWithWork,
+        Self::SameIncarnation,
+    ];
+
+    pub const ALONE: [Self; 24] = [
         Self::WrongFullBlock,
         Self::WrongWindowBlock,
         Self::PoisonBlock,
@@ -52,6 +85,8 @@ impl Bug {
         Self::SkippedSave,
         Self::WindowOffByOne,
         Self::WrongPosition,
+        Self::WrongTokenSource,
+        Self::WrongBank,
         Self::EarlyReuse,
         Self::LostToken,
         Self::RepeatedToken,
@@ -81,6 +116,13 @@ impl Plant {
         Self { bug: Some(bug), rng: Rng::new(seed), num_struck: 0 }
     }
 
+    /// Is it this bug, and always its turn?
+    pub fn has(&mut self, bug: Bug) -> bool {
+        let has = self.bug == Some(bug);
+        self.num_struck += usize::from(has);
+        has
+    }
+
     /// Is it this bug's turn?
     pub fn strikes(&mut self, bug: Bug) -> bool {
         let strikes = self.bug == Some(bug) && self.rng.once_in(4);
@@ -91,7 +133,6 @@ impl Plant {
     /// Damages the arrays of a step.
     pub fn tamper(&mut self, plan: &mut Plan, memory: &mut [i32], offsets: &Offsets) {
         let Some(bug) = self.bug else { return };
-        let before = plan.clone();
         let row = self.rng.below(plan.num_requests);
         let start = |name| offsets.of(name).0;
         let columns = |name| offsets.of(name).1 / offsets.of("seq_lens").1;
@@ -134,6 +175,15 @@ impl Plant {
                 let word = start("positions") + self.rng.below(tokens);
                 (memory[word] > 0).then(|| (word, memory[word] - 1))
             }
+            Bug::WrongTokenSource => {
+                let sources = start("token_sources")..start("token_sources") + tokens;
+                let forwarded = memory[sources.clone()].iter().position(|&source| source > 0);
+                forwarded.map(|token| (sources.start + token, 0))
+            }
+            Bug::WrongBank if plan.num_c128 > 0 && offsets.of("state_banks").1 > 0 => {
+                let word = start("state_banks") + row;
+                (memory[word] > 0).then(|| (word, memory[word] - 1))
+            }
             _ => None,
         };
         if let Some((word, wrong)) = word
@@ -152,7 +202,6 @@ impl Plant {
                 *count -= 1;
             }
         }
-        debug_assert_eq!(before.step_id, plan.step_id);
     }
 
     /// Another's write lands in a block that a step in flight has yet to read.
@@ -160,6 +209,18 @@ impl Plant {
         if self.strikes(Bug::EarlyReuse) {
             let row = self.rng.below(plan.num_requests);
             device.swa_block(at(arrays.swa.row(row)[0])).fill(7);
+        }
+    }
+
+    /// Sends a ticket's copies from or to a wrong place.
+    pub fn misdirect(&mut self, posting: &mut Posting) {
+        let copies = &mut posting.copies;
+        let Some(run) = copies.full.iter_mut().chain(&mut copies.swa).next() else { return };
+        let wrong = |block: u32| if block == 1 { 2 } else { block - 1 };
+        if self.strikes(Bug::WrongTarget) {
+            run.target = wrong(run.target);
+        } else if self.strikes(Bug::WrongSource) {
+            run.source = wrong(run.source);
         }
     }
 

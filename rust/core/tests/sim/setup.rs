@@ -7,23 +7,40 @@
 use dsv4_core::budget::PoolSizes;
 use dsv4_core::geometry::{DraftRoom, Geometry};
 use dsv4_core::limits::Limits;
+use dsv4_core::transfer::proof::Transport;
 
+use crate::desk::Way;
 use crate::faults::Fault;
 use crate::rng::Rng;
 
 /// Chances are given in this many parts.
 pub const PARTS: usize = 10_000;
 
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Whole,
+    Prefill,
+    Decode,
+}
+
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub geometry: Geometry,
     pub sizes: PoolSizes,
     pub limits: Limits,
-    pub num_workers: usize,
+    /// One worker each: all whole, or prefill and decode workers.
+    pub roles: Vec<Role>,
+    /// Workers of one prefill instance: each computes, and writes its own part of what lands.
+    pub num_ranks: usize,
+    /// How prefill and decode workers reach each other.
+    pub way: Way,
     pub num_jobs: usize,
     pub outgrows: bool,
     /// Requests are of one kind from the first to the last, so that loads can be compared.
     pub is_steady: bool,
+    /// Nothing goes wrong between workers.
+    pub is_calm: bool,
     /// Mean time between arrivals.
     pub gap_us: u64,
     /// Whole bursts arrive at once.
@@ -71,6 +88,10 @@ impl Setup {
             7 | 8 => (small_geometry(32, 128, 16), rng.between(20, 80)),
             _ => (real_geometry(), rng.between(10, 40)),
         };
+        let max_draft_tokens = if rng.once_in(3) { rng.pick(&[1, 2, 3, 5, 15]) } else { 0 };
+        let room = if max_draft_tokens > 0 { max_draft_tokens.max(rng.between(1, 15)) } else { 0 };
+        let drafts = DraftRoom { tokens: room, hc_mult: 4, hidden: 64 };
+        let geometry = Geometry { drafts, ..geometry };
         let block = geometry.block_tokens;
         let is_roomy = rng.once_in(3);
         // Outputs far beyond what admission promises: requests outgrow the pools.
@@ -89,7 +110,7 @@ impl Setup {
             aging_steps: rng.pick(&[1, 4, 50, 256]),
             prefix_cache: !rng.once_in(3),
             checkpoint_tokens: rng.pick(&[0, 0, block, 2 * block]),
-            max_draft_tokens: 0,
+            max_draft_tokens,
         };
         let longest = geometry.full_blocks(max_model_len);
         let extra = if is_roomy { rng.between(8, 60) } else { rng.between(0, 8) };
@@ -105,14 +126,17 @@ impl Setup {
             geometry,
             sizes,
             limits,
-            num_workers: rng.pick(&[1, 1, 2, 3]),
+            roles: vec![Role::Whole; rng.pick(&[1, 1, 2, 3])],
+            num_ranks: 1,
+            way: Way(Transport::InProcess),
             num_jobs,
             outgrows,
             is_steady: false,
+            is_calm: false,
             gap_us: step_us * rng.pick(&[1, 4, 16, 64, 1024]) / 4,
             burst: rng.pick(&[1, 1, 1, 4, 16]),
             step_us,
-            origin_us: rng.pick(&[0, 0, 1 << 40, u64::MAX - (1 << 45)]),
+            origin_us: rng.pick(&[0, 0, 1 << 40, u64::MAX - (1 << 52)]),
             output_queue: rng.pick(&[4, 16, 256]),
             audit_every: 1,
             chances: chances(rng),
@@ -139,12 +163,13 @@ impl Setup {
             max_num_tokens: 64,
             max_queued_requests: 64,
             max_queued_tokens: 4096,
+            max_draft_tokens: 0,
             ..self.limits
         };
         Self {
             gap_us,
             num_jobs,
-            num_workers: 1,
+            roles: vec![Role::Whole],
             burst: 1,
             audit_every: 997,
             step_us: 5_000,

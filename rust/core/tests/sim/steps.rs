@@ -1,17 +1,19 @@
 //! Steps: planned, upset on the device, reported, and their tokens handed out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsv4_core::ids::StepId;
 use dsv4_core::{Finish, Outcome, Plan};
 
 use crate::device::Upset;
 use crate::faults::Fault;
+use crate::happening::Happening;
 use crate::job::{End, Reading};
 use crate::plant::Bug;
+use crate::setup::Role;
 use crate::trace::Note;
-use crate::worker::Held;
-use crate::world::{Happening, World};
+use crate::worker::{Held, Part};
+use crate::world::World;
 
 impl World {
     /// Plans as long as there is something to plan and room in flight.
@@ -26,17 +28,15 @@ impl World {
             }
             let upset =
                 Upset { is_reversed: self.strikes(Fault::ReversedRows), ..Upset::default() };
-            if upset.is_reversed {
-                self.fired(Fault::ReversedRows, worker);
-            }
-            if self.strikes(Fault::StaleMemory) {
+            let is_reversed = upset.is_reversed;
+            let is_stale = self.strikes(Fault::StaleMemory);
+            if is_stale {
                 let garbage = i32::try_from(self.rng.below(1 << 31)).expect("an int32");
                 self.workers[worker].as_mut().expect("up").spoil_memory(garbage);
-                self.fired(Fault::StaleMemory, worker);
             }
             let has = self.workers[worker].as_mut().expect("up");
             let Some(flight) = has.plan(upset, &mut self.plant) else {
-                let is_stuck = is_alone && !has.held.is_empty();
+                let is_stuck = is_alone && !has.held.is_empty() && has.role == Role::Whole;
                 assert!(!is_stuck, "worker {worker}: nothing moves: {:?}", has.core.stats());
                 return;
             };
@@ -50,8 +50,28 @@ impl World {
                 tokens: plan.num_tokens,
                 first: plan.request_ids[0],
             });
+            for fault in [Fault::ReversedRows, Fault::StaleMemory] {
+                if if fault == Fault::StaleMemory { is_stale } else { is_reversed } {
+                    self.fired(fault, worker);
+                }
+            }
+            self.check_sources(worker);
             self.upset_step(worker, &plan, is_alone);
             self.launch(worker, &plan);
+        }
+    }
+
+    /// The step just planned writes nothing that a transfer has yet to read.
+    fn check_sources(&self, worker: usize) {
+        let has = self.workers[worker].as_ref().expect("up");
+        if has.role != Role::Prefill {
+            return;
+        }
+        let read = self.still_reads(self.here(worker));
+        if !read.is_empty() {
+            let written = has.written_last(&self.setup.geometry);
+            let both = read.intersection(&written).next();
+            assert!(both.is_none(), "a step writes {both:?}, which a transfer has yet to read");
         }
     }
 
@@ -119,9 +139,16 @@ impl World {
         }
         let has = self.workers[worker].as_mut().expect("up");
         has.execute(step);
-        let failed: Vec<usize> = has.failed_jobs(step);
-        for job in failed {
-            self.withdraw(job, false);
+        for id in has.failed_requests(step) {
+            let has = self.workers[worker].as_mut().expect("up");
+            let Held { job, part, .. } = has.held[&id];
+            if part == Part::Prefill {
+                assert!(has.core.abort(id), "a request that is held");
+                has.held.remove(&id);
+                self.nudge(worker);
+                continue;
+            }
+            self.withdraw(job);
             if self.rng.once_in(2) {
                 self.later(job);
             } else {
@@ -130,7 +157,13 @@ impl World {
         }
         let now_us = self.rng.once_in(2).then(|| self.clock_of());
         let has = self.workers[worker].as_mut().expect("up");
-        let mut outcome = has.report(step, now_us);
+        let (jobs, rng) = (&self.jobs, &mut self.rng);
+        let is_drafting = self.setup.limits.max_draft_tokens > 0;
+        let held = if is_drafting { has.held.clone() } else { BTreeMap::new() };
+        let mut outcome = has.report(step, now_us, |id, told, most| {
+            let Some(held) = held.get(&id) else { return vec![] };
+            jobs[held.job].guess(told, rng.below(most + 1), rng)
+        });
         self.plant.distort(&mut outcome);
         self.note(Note::Settled { worker, step, samples: outcome.tokens.len() });
         self.deliver(worker, &outcome);
@@ -155,17 +188,28 @@ impl World {
 
     /// Hands tokens and ends to the clients, each checked.
     pub(crate) fn deliver(&mut self, worker: usize, outcome: &Outcome) {
+        let mut too_slow = BTreeSet::new();
         let entries = outcome.request_ids.iter().zip(&outcome.tokens).zip(&outcome.finished);
-        let mut withdrawn = BTreeSet::new(); // two steps may be told at once
         for ((&id, &token), &finished) in entries {
-            if withdrawn.contains(&id) {
-                continue;
-            }
             let has = self.workers[worker].as_mut().expect("up");
-            let held = has.held.get(&id).copied();
-            let Held { job, .. } = held.unwrap_or_else(|| panic!("{id} has ended and says more"));
+            let held = has.held.get(&id);
+            let held = held.unwrap_or_else(|| panic!("{id} has ended and says more"));
+            let Held { job, part, key, fails, .. } = *held;
+            if part == Part::Prefill && token >= 0 {
+                has.desk.first_tokens.insert(key.expect("half of a job"), token);
+            }
             if finished != 0 {
                 has.held.remove(&id);
+            }
+            if part == Part::Prefill {
+                self.check_half_end(job, finished);
+                continue;
+            }
+            if finished == Finish::Transfer as u8 {
+                assert!(fails, "job {job} was to be computed here when its room failed");
+                self.fired(Fault::RoomFailed, worker);
+                self.later(job);
+                continue;
             }
             let mut due = None;
             if token >= 0 {
@@ -185,13 +229,26 @@ impl World {
                 }
                 self.end(job, end);
             } else if self.overruns(job) {
-                withdrawn.insert(id);
-                self.fired(Fault::SlowClient, job);
-                let mut told = outcome.request_ids.iter().zip(&outcome.finished);
-                let is_over = told.any(|(&other, &finished)| other == id && finished != 0);
-                self.withdraw(job, is_over);
-                self.end(job, End::Overrun);
+                too_slow.insert(job);
             }
+        }
+        for job in too_slow {
+            if !self.jobs[job].is_open() {
+                continue;
+            }
+            self.fired(Fault::SlowClient, job);
+            self.withdraw(job);
+            self.end(job, End::Overrun);
+        }
+        self.run_errands(worker, &outcome.errands);
+    }
+
+    /// The prefill half of a job is over; the client hears nothing of it.
+    fn check_half_end(&mut self, job: usize, finished: u8) {
+        match End::of(finished) {
+            Some(End::NonFinite) => assert!(self.jobs[job].met_nan, "no NaN was planted"),
+            Some(End::Violation) => panic!("an invariant broke for half of job {job}"),
+            _ => {}
         }
     }
 
@@ -209,6 +266,7 @@ impl End {
             (Finish::Stopped, Self::StopString),
             (Finish::NonFinite, Self::NonFinite),
             (Finish::Violation, Self::Violation),
+            (Finish::Transfer, Self::RoomFailed),
         ];
         let found = known.into_iter().find(|&(finish, _)| finish as u8 == finished);
         assert_eq!(found.is_none(), finished == 0, "unknown finish {finished}");

@@ -35,11 +35,17 @@ pub enum Note {
 pub struct Trace {
     seed: u64,
     notes: VecDeque<(u64, Note)>,
+    /// What else may help.
+    said: String,
 }
 
 impl Trace {
     pub fn new(seed: u64) -> Self {
-        Self { seed, notes: VecDeque::with_capacity(KEPT) }
+        Self { seed, notes: VecDeque::with_capacity(KEPT), said: String::new() }
+    }
+
+    pub fn say(&mut self, what: String) {
+        self.said = what;
     }
 
     pub fn note(&mut self, now_us: u64, note: Note) {
@@ -59,6 +65,7 @@ impl Drop for Trace {
         for (at_us, note) in &self.notes {
             eprintln!("{:>10}.{:06} s  {note:?}", at_us / 1_000_000, at_us % 1_000_000);
         }
+        eprintln!("{}", self.said);
         eprintln!("replay: cargo test --release --test sim -- --seeds {0}..{0}", self.seed);
     }
 }
