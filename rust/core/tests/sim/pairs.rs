@@ -38,6 +38,7 @@ impl Setup {
     pub fn room_settings(&self, role: Role, rng: &mut Rng) -> RoomSettings {
         RoomSettings {
             side: if role == Role::Prefill { Side::Prefill } else { Side::Decode },
+            placement: None,
             transport: self.way.0,
             timing: Timing::default(),
             max_rooms: rng.pick(&[16, 4096, 4096]),

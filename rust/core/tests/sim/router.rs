@@ -1,6 +1,6 @@
 //! Which two workers a job goes to, under which room, and what becomes of it when that fails.
 
-use dsv4_core::error::Error;
+use dsv4_core::error::{Error, Invalid};
 use dsv4_core::transfer::ids::{Epoch, Room, RoomKey};
 use dsv4_core::transfer::placement::{self, Placement};
 use dsv4_core::{NewRequest, OnFailure, Transfer};
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// An instance's place among those that prefill.
-    fn place_of(&self, leader: usize) -> Placement {
+    pub(crate) fn place_of(&self, leader: usize) -> Placement {
         let [rank, size] = [leader / self.setup.num_ranks, self.setup.dp_size()]
             .map(|number| u32::try_from(number).expect("few"));
         Placement::new(rank, size).expect("one of them")
@@ -179,12 +179,7 @@ impl World {
             return;
         }
         let is_current = self.jobs[job].is_open() && self.jobs[job].epoch == epoch.wrapping_add(1);
-        if let Err(misplaced) = self.place_of(prefill.worker).check(room) {
-            assert!(self.rooms.misplaced.contains(&room), "{misplaced}, by mistake");
-            self.fired(Fault::MisplacedRoom, worker);
-            return self.try_again(job, is_current);
-        }
-        assert!(!self.rooms.misplaced.contains(&room), "{room:?} is taken by the wrong rank");
+        let is_misplaced = self.rooms.misplaced.contains(&room);
         let (peer, epoch) = (Self::incarnation_of(decode), Epoch(epoch));
         let on_failure = OnFailure::Fail;
         let transfer = Transfer { room, epoch, peer, peer_ranks: vec![0], on_failure };
@@ -199,6 +194,7 @@ impl World {
         });
         match submitted {
             Ok(id) => {
+                assert!(!is_misplaced, "{room:?} is taken by the wrong rank");
                 let (part, since_us) = (Part::Prefill, has.told_us);
                 let held = Held { part, key: Some(key), since_us, ..Held::whole(job, tag) };
                 has.held.insert(id, held);
@@ -213,6 +209,11 @@ impl World {
                     self.jobs[job].halves.push((process, id));
                 }
                 self.nudge(worker);
+            }
+            Err(Error::Invalid(Invalid { param: "room", .. })) => {
+                assert!(is_misplaced, "{room:?} is refused by its own rank");
+                self.fired(Fault::MisplacedRoom, worker);
+                self.try_again(job, is_current);
             }
             Err(Error::RoomTaken { .. }) => {} // given up before it came
             Err(Error::QueueFull { .. } | Error::RoomsFull { .. }) => {

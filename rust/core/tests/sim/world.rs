@@ -185,7 +185,10 @@ impl World {
                 self.fired(Fault::Skew, index);
                 worker.clock_rate = self.rng.micros(900, 1_100);
             }
-            let settings = self.setup.room_settings(worker.role, &mut self.rng);
+            let mut settings = self.setup.room_settings(worker.role, &mut self.rng);
+            if worker.role == Role::Prefill {
+                settings.placement = Some(self.place_of(self.setup.leader_of(index)));
+            }
             worker.core.open_rooms(&settings).expect("once");
             worker.deadline_us = settings.deadline_ms * 1_000;
             self.agenda.after(TICK_US, Happening::Tick { worker: index, incarnation });
