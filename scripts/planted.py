@@ -79,7 +79,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Catch:
-    """What finds a bug: the campaign, in its words; the simulator, by its seed; each after so many seconds; named tests."""
+    """What finds a bug: the campaign, in its words; the simulator, by its seed; each after its seconds; named tests."""
 
     random: str | None
     seconds: float
