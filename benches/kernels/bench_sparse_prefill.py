@@ -1,8 +1,4 @@
-"""Sparse attention of a chunk of 8,192 tokens by what serves it, beside this tree's other kernels.
-
-Where Triton serves: blocks of neighbours, beside its decode kernel with a token a block. Where CUDA C++ does: its one
-kernel, beside both.
-"""
+"""Sparse attention of a chunk of 8,192 tokens by what serves it; where that is CUDA C++, beside Triton."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from torch import Tensor
 
 from dsv4.kernels.attention.choice import CUDA, choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, checked, launch_triton, sparse_decode
-from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
 from dsv4.kernels.attention.split import Split, scratch_of
 
 T, H, D, FIRST = 8192, 64, 512, 8192
@@ -51,30 +46,23 @@ class Chunk:
             return torch.cat((keys, rows_of(self.rows.pool, torch.arange(count, device="cuda"), 2)))
         return keys
 
-    def neighbours(self, q: Tensor) -> Tensor:
-        """By Triton's kernel of many tokens."""
-        each = tokens_of(T, H, torch.cuda.get_device_properties(0).multi_processor_count)
-        return sparse_prefill(q, self.sink, self.window, self.slots, self.positions, self.rows, each)
-
-    def a_token_a_block(self, q: Tensor) -> Tensor:
-        """By Triton's decode kernel."""
+    def triton(self, q: Tensor) -> Tensor:
+        """A token a block."""
         whole, out = Split(64, 1), torch.empty_like(q)
         x = checked(q, self.sink, self.window, self.slots, self.positions, self.rows)
         launch_triton(x, out, whole, scratch_of(whole, T, H, 1, q.device))
         return out
 
-    def cuda(self, q: Tensor) -> Tensor:
-        """By the CUDA kernel, where that serves."""
+    def served(self, q: Tensor) -> Tensor:
+        """By what serves."""
         whole = Split(64, 1)
         scratch = scratch_of(whole, T, H, 1, q.device)
         return sparse_decode(q, self.sink, self.window, self.slots, self.positions, self.rows, whole, scratch)
 
-    def check(self, serves: Callable[[Tensor], Tensor]) -> None:
-        """Some tokens against float64; all of them against the bits of Triton's decode, where Triton serves."""
+    def check(self) -> None:
+        """Some tokens against float64."""
         q = queries()
-        out = serves(q)
-        if serves != self.cuda:
-            assert torch.equal(out, self.a_token_a_block(q)), "prefill and decode give other bits"
+        out = self.served(q)
         for t in (0, 1, T // 2, T - 1):
             keys = self.keys(t).double()
             s = q[t].double() @ keys.T * SCALE
@@ -91,14 +79,7 @@ def queries() -> Tensor:
 
 def case(kind: str) -> Case:
     chunk = Chunk(kind)
-    ways = {
-        "CUDA": chunk.cuda,
-        "sparse_prefill, blocks of neighbours": chunk.neighbours,
-        "sparse_decode, a token a block": chunk.a_token_a_block,
-    }
-    if choice(chunk.window.device).name != CUDA:
-        del ways["CUDA"]
-    (_, serves), *others = ways.items()
+    served = choice(chunk.window.device).name
     sets: list[Tensor] = []
 
     def calls(way: Callable[[Tensor], Tensor]) -> Callable[[int], Call]:
@@ -107,9 +88,9 @@ def case(kind: str) -> Case:
     keys = {"c4": 640 * T, "c128": 128 * T + int(((chunk.positions + 1) // 128).sum()), "window": 128 * T}[kind]
     rows = T + 127 + {"c4": (FIRST + T) // 4, "c128": (FIRST + T) // 128, "window": 0}[kind]
     case = Case(
-        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=calls(serves), launches=1,
-        bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=lambda: chunk.check(serves),
-        peers=[Peer(f"Triton {name}", "this tree", calls(way)) for name, way in others],
+        op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=calls(chunk.served), launches=1,
+        served=served, bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=chunk.check,
+        peers=[Peer("Triton", "this tree", calls(chunk.triton))] if served == CUDA else [],
     )  # fmt: skip
     sets.extend(queries() for _ in range(case.sets))
     return case

@@ -9,28 +9,20 @@ import pytest
 from dsv4.engine import kernels
 from dsv4.kernels.attention.choice import CUDA, TRITON, Choice
 
-CUDA_FILE = "sparse_decode_1 + sparse_decode_2 (kernels/attention/sparse_decode.cu)"
-
 
 @pytest.mark.parametrize(
-    ("name", "word", "few", "many"),
+    ("name", "word", "kernel"),
     [
-        (
-            TRITON,
-            "triton",
-            "_sparse_decode (kernels/attention/sparse_decode.py)",
-            "_sparse_prefill (kernels/attention/sparse_prefill.py)",
-        ),
-        (CUDA, "triton+cuda", CUDA_FILE, CUDA_FILE),
+        (TRITON, "triton", "_sparse_decode (kernels/attention/sparse_decode.py)"),
+        (CUDA, "triton+cuda", "sparse_decode_1 + sparse_decode_2 (kernels/attention/sparse_decode.cu)"),
     ],
 )
 def test_sparse_attention_is_told_with_its_reason(
-    monkeypatch: pytest.MonkeyPatch, name: str, word: str, few: str, many: str
+    monkeypatch: pytest.MonkeyPatch, name: str, word: str, kernel: str
 ) -> None:
     monkeypatch.setattr(kernels, "_attention", lambda _: Choice(name, "this is why"))
     report = dict(kernels.told("cuda"))
-    assert report["sparse attention"] == f"{few}: this is why"
-    assert report["sparse attention of many tokens"] == many
+    assert report["sparse attention"] == f"{kernel}: this is why"
     assert kernels.kernel_set("cuda") == word
 
 

@@ -29,7 +29,7 @@ class Op(NamedTuple):
         )
 
 
-SPARSE_ATTENTION, MANY_TOKENS = "sparse attention", "sparse attention of many tokens"
+SPARSE_ATTENTION = "sparse attention"
 
 OPS: tuple[Op, ...] = (
     Op("mHC boundary, mHC head", {"mhc/post_project": ("post_project",), "mhc/mix_norm": ("mix_norm",)}),
@@ -46,7 +46,6 @@ OPS: tuple[Op, ...] = (
     Op("index top-k", {"index/topk": ("_select",)}),
     Op("window slots", {"attention/plan": ("_window_slots",)}),
     Op(SPARSE_ATTENTION, {"attention/sparse_decode": ("_sparse_decode",)}),
-    Op(MANY_TOKENS, {"attention/sparse_prefill": ("_sparse_prefill",)}),
     Op("router", {"moe/route": ("_logits", "_choose")}),
     Op(
         "routed experts, W4A8",
@@ -62,7 +61,7 @@ OPS: tuple[Op, ...] = (
 """Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
 
 IN_CUDA = Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")})
-"""Serves attention, of few tokens and of many, where dsv4.kernels.attention.choice says so."""
+"""Serves attention where dsv4.kernels.attention.choice says so."""
 
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
@@ -98,6 +97,6 @@ def told(device: str) -> tuple[tuple[str, str], ...]:
     attention, torch = _attention(device), tuple((f"torch: {name}", why) for name, why in TORCH)
     serves = {op.name: op.served_by for op in OPS}
     if attention.name == CUDA:
-        serves |= {SPARSE_ATTENTION: IN_CUDA.served_by, MANY_TOKENS: IN_CUDA.served_by}
+        serves[SPARSE_ATTENTION] = IN_CUDA.served_by
     serves[SPARSE_ATTENTION] += f": {attention.why}"
     return (*serves.items(), *torch, ("on the host", ON_HOST))

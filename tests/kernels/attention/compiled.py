@@ -19,7 +19,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dsv4.kernels.attention.sparse_decode import _sparse_decode
-from dsv4.kernels.attention.sparse_prefill import _sparse_prefill
 from dsv4.kernels.index.logits import _index_scores
 from dsv4.kernels.index.topk import _select
 
@@ -30,7 +29,6 @@ ATTENTION = (
     "extra_pool_stride:i64 extra:*i32 extra_stride:i32 token_rows:*i32 out:*bf16 partial:*fp32 stats:*fp32 "
     "arrivals:*i32 max_units:i32 scale:fp32"
 )
-PREFILL = ATTENTION.partition(" partial")[0] + " num_tokens:i32 tokens:i32 scale:fp32"
 SCORES = (
     "q:*fp8e4nv weights:*fp32 pool:*u8 page_bytes:i32 block_table:*i32 table_stride:i32 token_rows:*i32 "
     "positions:*i32 scores:*fp32 scores_stride:i32"
@@ -82,9 +80,6 @@ def main() -> None:
             "PTX": True,
         }
         compiled("attention", _sparse_decode, ATTENTION, attention | {"BLACKWELL": arch >= BLACKWELL}, arch, 8)
-        neighbours = {name: value for name, value in attention.items() if name not in {"HB", "SPLITS"}}
-        neighbours |= {"BLACKWELL": arch >= BLACKWELL}
-        compiled("prefill", _sparse_prefill, PREFILL, neighbours, arch, 8)
         scores = {"K": 512, "RATIO": 4, "TILES": 4, "TILE": 128, "STAGES": 3, "PTX": True}
         for fp4 in (False, True):
             compiled("fp4 scores" if fp4 else "fp8 scores", _index_scores, SCORES, scores | {"FP4": fp4}, arch, 4)

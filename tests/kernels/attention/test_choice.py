@@ -11,7 +11,7 @@ import torch
 from dsv4.errors import Violation
 from dsv4.kernels.attention import choice as module
 from dsv4.kernels.attention import hopper
-from dsv4.kernels.attention.choice import CUDA, TRITON, choice, served_on
+from dsv4.kernels.attention.choice import CUDA, TRITON, Choice, choice, served_on
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -24,25 +24,24 @@ def _undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     choice.cache_clear()
 
 
-def test_triton_serves_where_there_is_no_gpu_and_says_why() -> None:
-    assert choice(CPU).name == TRITON
-    assert "cpu" in choice(CPU).why
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_triton_serves_unless_the_other_is_asked_for(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert choice(device) == Choice(TRITON, "the default")
+    assert [record.message for record in caplog.records] == [
+        f"sparse attention on {device}: triton serves (the default)"
+    ]
+
+
+def test_a_device_is_known_by_its_name() -> None:
     assert served_on("cpu") == choice(CPU)
 
 
-def test_another_gpu_than_hopper_is_served_by_triton(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cuda_serves_hopper_alone_and_only_if_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(module.VARIABLE, CUDA)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
-    with caplog.at_level(logging.INFO):
-        assert choice(GPU).name == TRITON
-    assert "10.0 is not Hopper's" in choice(GPU).why
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-
-
-def test_hopper_is_served_by_cuda_if_it_compiles_and_by_triton_with_the_reason_if_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    with pytest.raises(Violation, match=r"10\.0 is not Hopper's"):
+        choice(GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(hopper, "kernels_on", lambda _: None)
     assert choice(GPU).name == CUDA
@@ -52,8 +51,8 @@ def test_hopper_is_served_by_cuda_if_it_compiles_and_by_triton_with_the_reason_i
         raise Violation("NVRTC 1.0 on sparse_decode.cu: no")
 
     monkeypatch.setattr(hopper, "kernels_on", fails)
-    assert choice(GPU).name == TRITON
-    assert choice(GPU).why == "NVRTC 1.0 on sparse_decode.cu: no"
+    with pytest.raises(Violation, match=r"NVRTC 1\.0"):
+        choice(GPU)
 
 
 def test_what_is_asked_for_serves_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from dsv4.config.model import ModelConfig
 from dsv4.kernels.attention.choice import TRITON, choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode, units_of
-from dsv4.kernels.attention.sparse_prefill import sparse_prefill, tokens_of
 from dsv4.kernels.attention.split import WHOLE, scratch_of, split_of
 from dsv4.kernels.contract import present
 from dsv4.kernels.linear.gemm import (
@@ -100,13 +99,10 @@ class Attention:
         return fp8_linear(z, self.wo_b, self.workspace)
 
     def _attend(self, q: Tensor, rows: SelectedRows | VisibleRows | None, step: Step, pools: LayerCache) -> Tensor:
-        """A token's bits do not depend on how many come with it: in Triton two kernels agree, CUDA has one for both."""
+        """Decode, verify and prefill by one kernel: a token's bits do not depend on how many come with it."""
         T, positions = len(q), step.inputs.positions
-        neighbours, in_triton = tokens_of(T, self.num_heads, NUM_SMS), choice(q.device).name == TRITON
-        if neighbours > 1 and in_triton:
-            return sparse_prefill(q, self.sink, pools.swa, step.window_slots, positions, rows, neighbours)
         most = step.bounds.max_seq_len // self.ratio if self.ratio else 0
-        split = split_of(T, self.num_heads, units_of(rows, most), NUM_SMS) if in_triton else WHOLE
+        split = split_of(T, self.num_heads, units_of(rows, most), NUM_SMS) if choice(q.device).name == TRITON else WHOLE
         room = rows.slots.shape[1] if isinstance(rows, SelectedRows) else most  # every slot of a row has its unit
         arrivals = self.workspace.arrivals
         scratch = scratch_of(split, T, self.num_heads, units_of(rows, room), q.device, arrivals)
