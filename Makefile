@@ -6,7 +6,7 @@
 #   T            what pytest runs                                    make pytest T=tests/core
 #   OPS HOURS    how long a campaign lasts                           make test-core-nightly HOURS=8
 #   SIM          arguments of the simulator                           make sim SIM='--seeds 0..9999'
-#   NIGHT        parts of the night, those alone                  make nightly HOURS=2 NIGHT='core sim'
+#   NIGHT        parts of the night, those alone                     make nightly HOURS=2 NIGHT='core sim'
 #   GPU SANITIZE arguments of benches.gpu and of its sanitizer        make gpu GPU=--plan
 #   BUGS         planted bugs, those alone, and no table             make test-planted BUGS='DropFrees EpochIgnored'
 #   SEED         where it begins; with LAYER and SEEDS, what alone   make test-core LAYER=facade SEED=17 SEEDS=1

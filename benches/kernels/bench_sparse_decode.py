@@ -63,6 +63,16 @@ def rows_of(pool: Tensor, slots: Tensor, page: int) -> Tensor:
     return torch.cat((nope.flatten(1), data[:, 448:].contiguous().view(torch.bfloat16).float()), 1)
 
 
+def error_of(out: Tensor, q: Tensor, keys: Tensor, sink: Tensor) -> float:
+    """Of one token's output [H, D] against attention in float64. q [H, D], keys [n, D], sink [H]."""
+    keys = keys.double()
+    s = q.double() @ keys.T * SCALE
+    most = s.amax(1, keepdim=True)
+    p = (s - most).exp()
+    want = p / (p.sum(1, keepdim=True) + (sink.double().unsqueeze(1) - most).exp()) @ keys
+    return float((out.double() - want).norm() / want.norm())
+
+
 class Bench:
     """Pools, and the cases that read them."""
 
@@ -133,11 +143,7 @@ class Bench:
         if x.extra_slots is not None:
             page = SHAPES[shape][2]
             keys = torch.cat((keys, rows_of(self.pools[page], x.extra_slots[t].long(), page)))
-        s = x.q[t].double() @ keys.double().T * SCALE
-        p = (s - s.amax(1, keepdim=True)).exp()
-        p = p / (p.sum(1, keepdim=True) + (self.sink.double().unsqueeze(1) - s.amax(1, keepdim=True)).exp())
-        want = p @ keys.double()
-        return float((out[t].double() - want).norm() / want.norm())
+        return error_of(out[t], x.q[t], keys, self.sink)
 
     def check(self, shape: str, B: int, split: Split, scratch: SplitScratch) -> None:
         """Some tokens against float64, all of them against the bits of another split and of a batch of one."""

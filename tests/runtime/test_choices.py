@@ -53,6 +53,23 @@ def test_limits_that_were_half_given_fit_each_other() -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "asked", "wanted"),
+    [
+        ("cpu", True, ("False", "auto", "there is no GPU")),
+        ("cuda", False, ("False", "auto", "no GPU has shown them yet")),
+        ("cuda", True, ("True", "given", "as given")),
+    ],
+)
+def test_graphs_are_captured_where_they_are_asked_for_and_there_is_a_gpu(
+    device: str, asked: bool, wanted: tuple[str, str, str]
+) -> None:
+    found = resolve(config(device=device, cuda_graphs=asked), MODEL)
+    assert found.cuda_graphs is (wanted[0] == "True")
+    (choice,) = (choice for choice in found.choices if choice.name == "cuda_graphs")
+    assert (choice.value, choice.source, choice.reason) == wanted
+
+
+@pytest.mark.parametrize(
     ("settings", "complaint"),
     [
         ({"device": "cuda:1"}, "device is 'cuda:1'; it is one of auto, cpu, cuda"),

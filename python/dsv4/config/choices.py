@@ -41,6 +41,7 @@ class Settings:
     max_num_batched_tokens: int
     max_num_queued_reqs: int
     max_steps_in_flight: int
+    cuda_graphs: bool
     recipe: Recipe
     choices: tuple[Choice, ...]
 
@@ -76,6 +77,9 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
     steps = choose(
         "max_steps_in_flight", config.max_steps_in_flight, recipe.limits.max_steps_in_flight, f"recipe {recipe.name}"
     )
+    on_gpu = device == "cuda"
+    why = "no GPU has shown them yet" if on_gpu else "there is no GPU"
+    graphs = choose("cuda_graphs", config.cuda_graphs and on_gpu, automatic=False, why=why, auto=False)
     if num_tokens < num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {num_tokens} and max_num_seqs {num_seqs}: a step needs room for one token of "
@@ -90,6 +94,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         max_num_batched_tokens=num_tokens,
         max_num_queued_reqs=cast("int", queued),
         max_steps_in_flight=cast("int", steps),
+        cuda_graphs=cast("bool", graphs),
         recipe=recipe,
         choices=tuple(found),
     )

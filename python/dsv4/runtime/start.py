@@ -43,13 +43,12 @@ class Loaded:
     sizing: Sizing
     weights: Weights
     threads: Choice
-    graphs: Choice
     pool_bytes: dict[str, int]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
         """Every automatic choice, in the order in which it was made."""
-        return (*self.settings.choices, *self.sizing.choices, self.threads, self.graphs)
+        return (*self.settings.choices, *self.sizing.choices, self.threads)
 
     def plan(self) -> ServingPlan:
         """What this model's pools serve: the numbers that a dry run of the same configuration printed."""
@@ -69,19 +68,15 @@ def load(config: EngineConfig) -> Loaded:
     caches = allocate_pools(model, numerics, sizing.plan, settings.device)
     core = Core(sizing.geometry, sizing.plan.sizes, sizing.limits, core_recipe(settings.recipe, sizing.limits))
     num_threads, threads = choose_threads(weights.num_bytes, settings)
-    runner, graphs = _runner(network, caches, core, settings, num_threads), choose_graphs(config, settings)
-    if graphs.value == "on":
-        runner.capture(max_seq_len=sizing.limits.max_model_len)  # type: ignore[attr-defined]  # a GPU's runner
     return Loaded(
         core=core,
-        runner=runner,
+        runner=_runner(network, caches, core, settings, sizing, num_threads),
         directory=directory,
         model=model,
         settings=settings,
         sizing=sizing,
         weights=weights,
         threads=threads,
-        graphs=graphs,
         pool_bytes=pool_bytes(caches),
     )
 
@@ -94,26 +89,19 @@ def choose_threads(weights_bytes: int, settings: Settings) -> tuple[int, Choice]
     return num_threads, Choice("num_threads", str(num_threads), "auto", "torch's own number")
 
 
-def choose_graphs(config: EngineConfig, settings: Settings) -> Choice:
-    """Whether decode steps are captured: where they are asked for and there is a GPU."""
-    if settings.device == "cpu":
-        return Choice("cuda_graphs", "off", "auto", "there is no GPU")
-    return Choice(
-        "cuda_graphs",
-        "on" if config.cuda_graphs else "off",
-        "given" if config.cuda_graphs else "default",
-        "as given" if config.cuda_graphs else "not shown on a GPU yet",
-    )
-
-
 def _runner(
-    network: DeepseekV4 | GpuDeepseekV4, caches: Caches, core: Core, settings: Settings, num_threads: int
+    network: DeepseekV4 | GpuDeepseekV4,
+    caches: Caches,
+    core: Core,
+    settings: Settings,
+    sizing: Sizing,
+    num_threads: int,
 ) -> Runner:
     if isinstance(network, DeepseekV4):
         return ModelRunner(network, caches, core, num_threads=num_threads, num_steps=settings.max_steps_in_flight)
     from dsv4.runtime.gpu.runner import GpuRunner  # noqa: PLC0415 - Triton, which a CPU does without
 
-    return GpuRunner(
+    runner = GpuRunner(
         network,
         caches,
         core,
@@ -121,3 +109,6 @@ def _runner(
         vocab_size=network.config.vocab_size,
         num_steps=settings.max_steps_in_flight,
     )
+    if settings.cuda_graphs:
+        runner.capture(max_seq_len=sizing.limits.max_model_len)
+    return runner

@@ -6,11 +6,11 @@ import ctypes
 
 import torch
 from tests.kernels.attention.paged import Tokens
+from tests.kernels.cuda.emulate import Grid, emulate
 from torch import Tensor
 
 from dsv4.kernels.attention import hopper
 from dsv4.kernels.attention.sparse_decode import SCALE
-from dsv4.kernels.cuda.emulate import Grid, emulate
 
 
 def inputs_of(x: Tokens) -> hopper.Inputs:

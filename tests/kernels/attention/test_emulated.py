@@ -10,11 +10,11 @@ import torch
 from tests.kernels.attention.emulated import run
 from tests.kernels.attention.paged import LAYOUTS, Kind, Tokens, page_bytes, tokens
 from tests.kernels.attention.test_sparse_decode import assert_near
+from tests.kernels.cuda.emulate import compiler, library
 from torch import Tensor
 
 from dsv4.kernels.attention.hopper import SOURCE, cut_of
 from dsv4.kernels.cache.reference import gather, store
-from dsv4.kernels.cuda.emulate import compiler, library
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 EACH = [1, 2]

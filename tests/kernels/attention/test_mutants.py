@@ -9,10 +9,10 @@ import pytest
 import torch
 from tests.kernels.attention.emulated import run
 from tests.kernels.attention.paged import tokens
+from tests.kernels.cuda.emulate import compiler, library
 
 from dsv4.errors import Violation
 from dsv4.kernels.attention.hopper import SOURCE
-from dsv4.kernels.cuda.emulate import compiler, library
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 

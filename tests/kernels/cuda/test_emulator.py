@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kernels.cuda.emulate import Grid, compiler, emulate, library
 from torch import Tensor
 
 from dsv4.errors import Violation
 from dsv4.kernels.cuda.compile import Nvrtc, find_nvrtc
-from dsv4.kernels.cuda.emulate import Grid, compiler, emulate, library
 
 PROBE = Path(__file__).with_name("probe.cu")
 SHARED_BYTES = 8192 * 5

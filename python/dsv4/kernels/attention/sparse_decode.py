@@ -2,7 +2,7 @@
 # ruff: noqa: ANN001, ANN202, SIM102
 """Sparse attention over paged 584-byte rows: window rows plus selected or all compressed rows of each token.
 
-On Hopper sparse_decode.cu serves (choice.py, hopper.py); this file is the contract and the Triton kernel for the rest.
+This file is the contract and the Triton kernel; sparse_decode.cu serves on Hopper where it is asked for (choice.py).
 
 One block takes one token and one group of heads through the token's keys, 128 at a time (a unit; the window is unit 0):
 rows come to registers, become bf16 in shared memory, and serve both products from there, S = Q Kᵀ and O = P K. Eight

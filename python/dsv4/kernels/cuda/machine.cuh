@@ -21,7 +21,7 @@ struct alignas(8) Pair {
 };
 
 #ifndef __CUDACC__
-#include "emulated.h"
+#include "emulated.h"  // tests/kernels/cuda
 #else
 
 #define DEVICE __device__ __forceinline__

@@ -137,8 +137,15 @@ pub(crate) struct Rooms {
 impl Rooms {
     /// From now on this worker has rooms.
     pub(crate) fn open(&mut self, settings: &RoomSettings) {
-        let RoomSettings { side, placement, transport, timing, max_rooms, .. } = *settings;
-        let RoomSettings { max_bytes_in_flight, deadline_ms, .. } = *settings;
+        let &RoomSettings {
+            side,
+            placement,
+            transport,
+            timing,
+            max_rooms,
+            max_bytes_in_flight,
+            deadline_ms,
+        } = settings;
         let machines = Machines::new(side, transport, timing, max_rooms);
         self.machines = Some(machines.placed(placement));
         self.outbox = Outbox::new(max_bytes_in_flight);

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from dsv4.errors import Violation
 from dsv4.kernels.cuda.compile import HERE, cache_folder, sources
 
 FLAGS = ("-std=c++20", "-ffp-contract=off", "-fno-ipa-icf", "-Wall", "-Wextra", "-shared", "-fPIC")
+EMULATOR = Path(__file__).with_name("emulated.h")
 MESSAGE_BYTES = 4096
 
 
@@ -51,15 +53,17 @@ def library(source: Path, optimise: str = "-O3") -> ctypes.CDLL:
     found = compiler()
     if found is None:
         raise Violation("there is no g++, which the emulator needs")
-    key = hashlib.sha256("\0".join((*FLAGS, optimise, *sources(source), (HERE / "emulated.h").read_text())).encode())
-    path = cache_folder() / f"{source.stem}-{key.hexdigest()[:16]}.so"
+    content = "\0".join((*FLAGS, optimise, *sources(source), EMULATOR.read_text()))
+    path = cache_folder() / f"{source.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
     if not path.exists():
-        made = path.with_suffix(f".{hashlib.sha256(str(id(key)).encode()).hexdigest()[:8]}")
-        command = [found, *FLAGS, optimise, f"-I{HERE}", "-x", "c++", str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise Violation(f"g++ on {source.name}: {done.stderr[-2000:]}")
-        made.rename(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            folders = (f"-I{HERE}", f"-I{EMULATOR.parent}")
+            command = [found, *FLAGS, optimise, *folders, "-x", "c++", str(source), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Violation(f"g++ on {source.name}: {done.stderr[-2000:]}")
+            made.rename(path)  # whole or not there
     return ctypes.CDLL(str(path))
 
 
