@@ -7,29 +7,63 @@ from pathlib import Path
 import pytest
 
 from dsv4.engine import kernels
-from dsv4.kernels.attention.choice import CUDA, TRITON, Choice
+from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice
+from dsv4.kernels.linear import choice as linear
+
+FP8_ROWS = "fp8_whole_64 + fp8_whole_128 + fp8_split_64 + fp8_split_128"
+TRITON_PRODUCTS = "few_rows (kernels/linear/few_rows.py), many_rows (kernels/linear/many_rows.py)"
 
 
 @pytest.mark.parametrize(
-    ("name", "word", "kernel"),
+    ("name", "word", "attention", "products"),
     [
-        (TRITON, "triton", "_sparse_decode (kernels/attention/sparse_decode.py)"),
-        (CUDA, "triton+cuda", "sparse_decode_1 + sparse_decode_2 (kernels/attention/sparse_decode.cu)"),
+        (
+            TRITON,
+            "triton",
+            "_sparse_decode (kernels/attention/sparse_decode.py)",
+            TRITON_PRODUCTS,
+        ),
+        (
+            CUDA,
+            "triton+cuda",
+            "sparse_decode_1 + sparse_decode_2 (kernels/attention/sparse_decode.cu)",
+            f"{FP8_ROWS} (kernels/linear/fp8_rows.cu), {TRITON_PRODUCTS}",
+        ),
     ],
 )
-def test_sparse_attention_is_told_with_its_reason(
-    monkeypatch: pytest.MonkeyPatch, name: str, word: str, kernel: str
+def test_what_is_chosen_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, name: str, word: str, attention: str, products: str
 ) -> None:
-    monkeypatch.setattr(kernels, "_attention", lambda _: Choice(name, "this is why"))
+    monkeypatch.setattr(kernels, "_choice", lambda *_: Choice(name, "this is why"))
     report = dict(kernels.told("cuda"))
-    assert report["sparse attention"] == f"{kernel}: this is why"
+    assert report["sparse attention"] == f"{attention}: this is why"
+    assert report["FP8 and bf16 products"] == f"{products}: this is why"
     assert kernels.kernel_set("cuda") == word
 
 
-def test_the_cuda_file_has_the_kernels_that_are_told() -> None:
-    ((file, names),) = kernels.IN_CUDA.files.items()
-    source = (Path(kernels.__file__).parents[1] / "kernels" / file).read_text()
-    assert all(f" {name}(" in source for name in names)
+def test_products_in_cuda_leave_the_fingerprint_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bits are Triton's."""
+    names = {kernels.PRODUCTS: CUDA, kernels.SPARSE_ATTENTION: TRITON}
+    monkeypatch.setattr(kernels, "_choice", lambda op, _: Choice(names[op], "why"))
+    assert kernels.kernel_set("cuda") == "triton"
+
+
+def test_each_op_is_asked_for_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR"):
+        monkeypatch.delenv(variable, raising=False)
+    linear.choice.cache_clear()
+    monkeypatch.setenv("DSV4_FP8_LINEAR", TRITON)
+    assert kernels._choice(kernels.PRODUCTS, "cpu").why == "DSV4_FP8_LINEAR asks for it"
+    assert kernels._choice(kernels.SPARSE_ATTENTION, "cpu").why == "the default"
+    linear.choice.cache_clear()
+
+
+def test_the_cuda_files_have_the_kernels_that_are_told() -> None:
+    for op in kernels.IN_CUDA:
+        for file, names in op.files.items():
+            if file.endswith(".cu"):
+                source = (Path(kernels.__file__).parents[1] / "kernels" / file).read_text()
+                assert all(f" {name}(" in source for name in names)
 
 
 def test_a_cpu_has_the_reference_alone() -> None:

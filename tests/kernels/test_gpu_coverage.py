@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsv4._core import StepDone
 from dsv4.engine.kernels import OPS, TORCH, TRITON, told
-from dsv4.kernels.attention.choice import Choice
+from dsv4.kernels.cuda.choice import Choice
 from dsv4.model.gpu import attention
 from dsv4.model.gpu.step import Bounds
 from dsv4.model.inputs import StepInputs
@@ -152,7 +152,7 @@ def test_every_kernel_of_a_step_is_told_at_start_and_every_kernel_told_is_launch
         for file, kernels in op.files.items():
             source = (PACKAGE / "kernels" / f"{file}.py").read_text()
             assert all(f"def {kernel}(" in source for kernel in kernels), op
-    monkeypatch.setattr("dsv4.engine.kernels._attention", lambda _: Choice(TRITON, "there is no Hopper GPU"))
+    monkeypatch.setattr("dsv4.engine.kernels._choice", lambda *_: Choice(TRITON, "there is no Hopper GPU"))
     report = dict(told("cuda"))
     assert report["index top-k"] == "_select (kernels/index/topk.py)"
     assert report.keys() > NAMES

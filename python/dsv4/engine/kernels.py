@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from dsv4.kernels.attention.choice import Choice
+    from dsv4.kernels.cuda.choice import Choice
 
 REFERENCE = "reference"
 """The readable implementation of every op; all of it on a CPU."""
 
 TRITON, CUDA = "triton", "cuda"
-"""Every op of a step on a GPU, but for the index arithmetic of TORCH, for ON_HOST, and for attention in CUDA C++."""
+"""Every op of a step on a GPU, but for the index arithmetic of TORCH, for ON_HOST, and for the CUDA C++ of IN_CUDA."""
 
 
 class Op(NamedTuple):
@@ -29,11 +29,12 @@ class Op(NamedTuple):
         )
 
 
-SPARSE_ATTENTION = "sparse attention"
+PRODUCTS, SPARSE_ATTENTION = "FP8 and bf16 products", "sparse attention"
+_TRITON_PRODUCTS: dict[str, tuple[str, ...]] = {"linear/few_rows": ("few_rows",), "linear/many_rows": ("many_rows",)}
 
 OPS: tuple[Op, ...] = (
     Op("mHC boundary, mHC head", {"mhc/post_project": ("post_project",), "mhc/mix_norm": ("mix_norm",)}),
-    Op("FP8 and bf16 products", {"linear/few_rows": ("few_rows",), "linear/many_rows": ("many_rows",)}),
+    Op(PRODUCTS, _TRITON_PRODUCTS),
     Op("norm or SwiGLU, FP8 of their inputs", {"linear/quantise": ("_quantise",)}),
     Op(
         "head norm, RoPE, FP8, window rows; RoPE back",
@@ -60,8 +61,12 @@ OPS: tuple[Op, ...] = (
 )
 """Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
 
-IN_CUDA = Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")})
-"""Serves attention where dsv4.kernels.attention.choice says so."""
+_FP8_ROWS = ("fp8_whole_64", "fp8_whole_128", "fp8_split_64", "fp8_split_128")
+IN_CUDA: tuple[Op, ...] = (
+    Op(PRODUCTS, {"linear/fp8_rows.cu": _FP8_ROWS} | _TRITON_PRODUCTS),
+    Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")}),
+)
+"""What serves an op instead where its `choice` says so: dsv4.kernels.linear's, dsv4.kernels.attention's."""
 
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
@@ -76,17 +81,19 @@ TORCH: tuple[tuple[str, str], ...] = (
 ON_HOST = "sampling of a row with more than 4096 candidates"
 
 
-def _attention(device: str) -> Choice:
-    from dsv4.kernels.attention.choice import served_on  # noqa: PLC0415 - it brings torch
+def _choice(op: str, device: str) -> Choice:
+    from dsv4.kernels.attention.choice import choice as attention  # noqa: PLC0415 - they bring torch
+    from dsv4.kernels.cuda.choice import named  # noqa: PLC0415
+    from dsv4.kernels.linear.choice import choice as products  # noqa: PLC0415
 
-    return served_on(device)
+    return {PRODUCTS: products, SPARSE_ATTENTION: attention}[op](named(device))
 
 
 def kernel_set(device: str) -> str:
-    """A word for the fingerprint: other kernels may round otherwise."""
+    """A word for the fingerprint: other kernels may round otherwise. Products in CUDA C++ have the bits of Triton's."""
     if device == "cpu":
         return REFERENCE
-    attention = _attention(device).name
+    attention = _choice(SPARSE_ATTENTION, device).name
     return TRITON if attention == TRITON else f"{TRITON}+{attention}"
 
 
@@ -94,9 +101,9 @@ def told(device: str) -> tuple[tuple[str, str], ...]:
     """Every op and what serves it: rows for the report and the metrics."""
     if device == "cpu":
         return (("every op", f"{REFERENCE}, the readable CPU implementation"),)
-    attention, torch = _attention(device), tuple((f"torch: {name}", why) for name, why in TORCH)
+    torch = tuple((f"torch: {name}", why) for name, why in TORCH)
     serves = {op.name: op.served_by for op in OPS}
-    if attention.name == CUDA:
-        serves[SPARSE_ATTENTION] = IN_CUDA.served_by
-    serves[SPARSE_ATTENTION] += f": {attention.why}"
+    for op in IN_CUDA:
+        choice = _choice(op.name, device)
+        serves[op.name] = f"{op.served_by if choice.name == CUDA else serves[op.name]}: {choice.why}"
     return (*serves.items(), *torch, ("on the host", ON_HOST))

@@ -11,9 +11,9 @@ from torch import Tensor
 from dsv4.errors import Violation
 from dsv4.kernels.attention import plan, unpack
 from dsv4.kernels.attention import sparse_decode as kernel
-from dsv4.kernels.attention.choice import CUDA, TRITON, Choice
 from dsv4.kernels.attention.split import Split, scratch_of, split_of
 from dsv4.kernels.cache.reference import gather, store
+from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice
 
 TOLERANCE = 4e-3  # bf16 weights and a bf16 result, rounded in another order than the reference's
 WHOLE = Split(64, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsv4.errors import Violation
 from dsv4.kernels.cuda.compile import HERE, cache_folder, sources
+from dsv4.kernels.cuda.device import TensorMap
 
 FLAGS = ("-std=c++20", "-ffp-contract=off", "-fno-ipa-icf", "-Wall", "-Wextra", "-shared", "-fPIC")
 EMULATOR = Path(__file__).with_name("emulated.h")
@@ -26,7 +27,7 @@ class _Range(ctypes.Structure):
         ("start", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
         ("writable", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("constant", ctypes.c_uint32),
     )
 
 
@@ -38,7 +39,9 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("eager", ctypes.c_uint32),
+        ("early", ctypes.c_uint32),
         ("num_ranges", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
         ("ranges", ctypes.POINTER(_Range)),
     )
 
@@ -77,8 +80,13 @@ class Grid:
     cluster: int = 1
 
 
-def _range(x: Tensor, *, writable: bool) -> _Range:
-    return _Range(x.data_ptr(), x.untyped_storage().nbytes(), int(writable), 0)
+def _range(x: Tensor, *, writable: bool = False, constant: bool = False) -> _Range:
+    return _Range(x.data_ptr(), x.untyped_storage().nbytes(), int(writable), int(constant))
+
+
+def tensor_map(x: Tensor, rows: int) -> TensorMap:
+    """What the emulator takes for a tensor map: boxes of `rows` x 128 bytes of a matrix of bytes."""
+    return TensorMap((x.data_ptr(), *x.shape, x.stride(0), rows, 128))
 
 
 def emulate(
@@ -89,17 +97,23 @@ def emulate(
     reads: Iterable[Tensor],
     writes: Iterable[Tensor],
     *,
+    constants: Iterable[Tensor] = (),
     seed: int = 0,
     eager: bool = False,
+    early: bool = False,
 ) -> None:
     """Runs a kernel that may touch these tensors and nothing else. Raises Violation with what it did wrong.
 
-    seed   0 runs threads in order; others shuffle them and switch between them inside the code
-    eager  products run when they are issued, not when they are waited for
+    constants  tensors to read that no launch writes
+    seed       0 runs threads in order; others shuffle them and switch between them inside the code
+    eager      products run when they are issued, not when they are waited for
+    early      the launch starts before the one before it has ended: what is no constant has to wait
     """
-    ranges = [_range(x, writable=False) for x in reads] + [_range(x, writable=True) for x in writes]
+    ranges = [_range(x) for x in reads] + [_range(x, writable=True) for x in writes]
+    ranges += [_range(x, constant=True) for x in constants]
     table = (_Range * len(ranges))(*ranges)
-    launch = _Launch(grid.blocks, grid.threads, grid.cluster, grid.shared_bytes, seed, int(eager), len(ranges), table)
+    cut = (grid.blocks, grid.threads, grid.cluster, grid.shared_bytes)
+    launch = _Launch(*cut, seed, int(eager), int(early), len(ranges), 0, table)
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     run = getattr(kernels, f"emulate_{name}")
     if run(ctypes.byref(arguments), ctypes.byref(launch), message, MESSAGE_BYTES):

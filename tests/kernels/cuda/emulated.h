@@ -4,7 +4,8 @@
 // that nobody wrote, races in shared memory (vector clocks, one per warp: an access must come after the last write, and
 // a write after all reads, by way of barriers), products over bytes whose writer has not fenced them, stores into operands of a running product,
 // products without matrix_fence, descriptors off the swizzle's pattern, threads of a warp or group that disagree, wrong
-// arrival counts, and standstill (who waits for what is in the message).
+// arrival counts, copies over bytes that are in use or stored without a fence, boxes off the pattern, memory of the launch
+// before touched before it has ended, and standstill (who waits for what is in the message).
 //
 // What it chooses, by `seed` and `eager`: the order of threads, with switches inside the code between barriers, and
 // whether a product runs when it is issued or when it is waited for; its registers hold NaN in between. Layouts of
@@ -40,19 +41,24 @@ constexpr u32 GROUP = 128;         // threads that own a product together
 
 struct Range {                     // global memory that a launch may touch
     u64 start, bytes;
-    u32 writable, unused;
+    u32 writable;
+    u32 constant;                  // no launch writes it: it may be read before the launch before has ended
 };
 
 struct Launch {
     u32 blocks, threads, cluster, shared_bytes;
     u64 seed;                      // 0: threads in order, switched only where they wait
     u32 eager;                     // products run when issued
-    u32 num_ranges;
+    u32 early;                     // starts before the launch before it has ended
+    u32 num_ranges, unused;
     const Range* ranges;
 };
 
-// How much of every warp's past a warp knows; what a barrier collects and hands on.
+// How much of every warp's past a warp knows, and how many phases of every mbarrier are over; what a barrier collects and
+// hands on. Warps of the cluster come first, barriers after them.
 using Clock = std::vector<u32>;
+
+inline u32 known(const Clock& clock, u32 place) { return place < clock.size() ? clock[place] : 0; }
 
 inline void learn(Clock& clock, const Clock& other) {
     if (clock.size() < other.size()) clock.resize(other.size());
@@ -66,6 +72,7 @@ struct Meeting {                   // where a fixed set of threads waits for eac
 };
 
 struct Barrier {                   // mbarrier
+    u32 place = 0;                 // in the clocks
     u32 count = 0, pending = 0;
     i64 bytes = 0;
     u64 phase = 0;
@@ -79,7 +86,7 @@ struct Shadow {                    // registers of running products: what they w
 
 struct Product {
     u32 columns = 0, arrived = 0;
-    bool registers = false, add = true, commit = false, ran = false;
+    bool registers = false, add = true, commit = false, ran = false, e4m3 = false;
     u64 a = 0, b = 0;
     float* d[GROUP] = {};
     u32 fragment[GROUP][4] = {};
@@ -101,7 +108,7 @@ struct Warp {
 };
 
 struct Past {                      // of 16 bytes of shared memory
-    u32 writer = 0, written = 0;   // the warp, and its clock then
+    u32 writer = 0, written = 0;   // the warp and its clock then; of a copy its barrier, and the phases over when it is done
     std::vector<u32> read;         // each warp's clock when it last read
 };
 
@@ -115,7 +122,7 @@ struct Thread {
     const u64* watched = nullptr;  // sleeps until this differs from `seen`
     u64 seen = 0;
     const char* reason = "";
-    bool over = false, fenced = false;
+    bool over = false, fenced = false, waited = false;
     size_t issued = 0;             // products and commits
     std::vector<u32> unfenced;     // granules
     std::map<float*, Shadow> shadows;
@@ -139,6 +146,7 @@ struct Block {
 struct Cluster {
     std::vector<Block> blocks;
     Meeting meeting;
+    u32 places = 0;                // taken in the clocks
 };
 
 struct World {
@@ -228,14 +236,16 @@ inline void check_known(Block& block, u32 at, u32 bytes, const char* what) {
     }
 }
 
+inline u32 num_warps() { return world.launch->cluster * world.launch->threads / 32; }
+
 inline void check_written_before(const Past& past, const Warp& warp, u32 at, const char* what) {
-    if (past.written > warp.clock[past.writer]) {
-        fail("%s at %u by warp %u: no barrier since the store of warp %u", what, at, warp.number, past.writer);
-    }
+    if (past.written <= known(warp.clock, past.writer)) return;
+    if (past.writer >= num_warps()) fail("%s at %u by warp %u: no wait for the copy", what, at, warp.number);
+    fail("%s at %u by warp %u: no barrier since the store of warp %u", what, at, warp.number, past.writer);
 }
 
 inline void note_read(Past& past, const Warp& warp) {
-    past.read.resize(warp.clock.size());
+    past.read.resize(num_warps());
     past.read[warp.number] = warp.clock[warp.number];
 }
 
@@ -260,12 +270,16 @@ inline void write_shared(Block& block, u32 at, const void* from, u32 bytes) {
     std::fill_n(block.known.begin() + (at - BASE), bytes, u8(1));
 }
 
-inline const void* global_at(const void* at, u32 bytes, bool write, const char* what) {
+inline const void* global_at(const void* at, u32 bytes, bool write, const char* what, u32 alignment = 0) {
     const u64 address = reinterpret_cast<u64>(at);
-    if (address % bytes) fail("%s at %p is not aligned to %u", what, at, bytes);
+    if (address % (alignment ? alignment : bytes)) fail("%s at %p is not aligned to %u", what, at, bytes);
     for (u32 i = 0; i < world.launch->num_ranges; i++) {
         const Range& r = world.launch->ranges[i];
-        if (address >= r.start && address + bytes <= r.start + r.bytes && (r.writable || !write)) return at;
+        if (address < r.start || address + bytes > r.start + r.bytes || (write && !r.writable)) continue;
+        if (world.launch->early && !world.self->waited && !r.constant) {
+            fail("%s at %p before the launch before has ended", what, at);
+        }
+        return at;
     }
     fail("%s of %u bytes at %p is outside what the launch was given", what, bytes, at);
     return at;
@@ -300,6 +314,50 @@ inline Block& block_of(u32& at) {  // a remote address: rank + 1 in the upper by
     return cluster.blocks[rank - 1];
 }
 
+// ---------------------------------------------------------------------------------------------- copies
+
+struct Map {                       // what a TensorMap holds here: a matrix of bytes, and a box of it
+    u64 start;
+    i64 rows, columns, stride;
+    i64 box_rows, box_columns;
+};
+
+// One row of a box lands in a block, in order after all that the telling thread knows of.
+inline void land(Block& block, u32 at, const u8* row, const Barrier& b) {
+    for (u32 chunk = 0; chunk < 8; chunk++) {
+        const u32 to = (at + 16 * chunk) ^ (at >> 7 & 7) << 4, granule = (to - BASE) / 16;
+        u8* bytes = shared_at(block, to, 16, "copy");
+        if (block.readers[granule]) fail("copy to %u into an operand of a running product", to);
+        if (block.writer[granule]) fail("copy to %u: thread %u wrote there without a fence", to, block.writer[granule] - 1);
+        note_write(block.past[granule], warp_of(*world.self), to);
+        block.past[granule].writer = b.place;
+        block.past[granule].written = u32(b.phase) + 1;
+        memcpy(bytes, row + 16 * chunk, 16);
+        std::fill_n(block.known.begin() + (to - BASE), 16, u8(1));
+    }
+}
+
+inline void copy(Block& block, u32 at, const Map& m, i64 row, i64 column, u32 barrier) {
+    Barrier& b = barrier_at(block, barrier);
+    if (m.box_columns != 128) fail("rows of a box are 128 bytes, not %lld", (long long)m.box_columns);
+    if (at % 1024) fail("copy to %u: the swizzle's pattern starts at multiples of 1024", at);
+    for (i64 r = 0; r < m.box_rows; r++) {
+        u8 bytes[128] = {};
+        const i64 from = std::max<i64>(column, 0), to = std::min<i64>(column + 128, m.columns);
+        if (row + r >= 0 && row + r < m.rows && to > from) {
+            const u8* there = reinterpret_cast<const u8*>(m.start) + (row + r) * m.stride + from;
+            memcpy(bytes + (from - column), global_at(there, u32(to - from), false, "copy", 1), size_t(to - from));
+        }
+        land(block, at + u32(r) * 128, bytes, b);
+    }
+    b.bytes -= m.box_rows * 128;
+    if (b.pending == 0 && b.bytes < 0) fail("copy to %u: %lld bytes more than its barrier expects", at, -(long long)b.bytes);
+    tell(b.coming);
+    if (b.coming.size() <= b.place) b.coming.resize(b.place + 1);
+    b.coming[b.place] = u32(b.phase) + 1;
+    perhaps_complete(b);
+}
+
 // ---------------------------------------------------------------------------------------------- products
 
 inline float of_bf16(u16 x) {
@@ -309,7 +367,14 @@ inline float of_bf16(u16 x) {
     return y;
 }
 
-// Address of an element: `along` counts in the direction of the 128 bytes, `across` from one row of them to the next.
+inline float of_e4m3(u8 x) {
+    const int exponent = x >> 3 & 15, mantissa = x & 7;
+    if ((x & 0x7F) == 0x7F) return NAN;
+    const float y = exponent ? std::ldexp(8.0f + float(mantissa), exponent - 10) : std::ldexp(float(mantissa), -9);
+    return x & 0x80 ? -y : y;
+}
+
+// Address of an element of 16 bits: `along` counts in the direction of the 128 bytes, `across` from one row to the next.
 inline u32 element_address(u64 descriptor, u32 along, u32 across) {
     const u32 start = (descriptor & 0x3FFF) << 4;
     const u32 leading = (descriptor >> 16 & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
@@ -320,6 +385,20 @@ inline u32 element_address(u64 descriptor, u32 along, u32 across) {
 inline void check_descriptor(u64 descriptor) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) fail("only the 128-byte swizzle without offset is emulated");
     if ((descriptor << 4 & 0x3FFF0) % 1024 >= 128) fail("an operand starts off the swizzle's pattern");
+}
+
+// Rows [count] x 32 of an operand of bytes, K-major.
+inline void gather_bytes(Block& block, u64 descriptor, u32 count, float* to) {
+    static float table[256];
+    if (table[1] == 0) {
+        for (u32 x = 0; x < 256; x++) table[x] = of_e4m3(u8(x));
+    }
+    for (u32 r = 0; r < count; r++) {
+        for (u32 k = 0; k < 32; k++) {
+            const u32 at = element_address(descriptor, k / 2, r) + k % 2;
+            to[k * count + r] = table[block.shared[at - BASE]];
+        }
+    }
 }
 
 // Rows [count] x 16 of an operand as floats; k_major: the contraction runs along the 128 bytes.
@@ -372,14 +451,18 @@ inline void fragment_of_a(const Product& p, float* a) {
 }
 
 inline void run(Block& block, u32 group, Product& p) {
-    static float a[16 * 64], b[16 * 256], d[64 * 256];
+    static float a[32 * 64], b[32 * 256], d[64 * 256];
     const u32 n = p.columns;
-    if (p.registers) {
+    if (p.e4m3) {
+        gather_bytes(block, p.a, 64, a);
+        gather_bytes(block, p.b, n, b);
+    } else if (p.registers) {
         fragment_of_a(p, a);
+        gather(block, p.b, n, false, b);
     } else {
         gather(block, p.a, 64, true, a);
+        gather(block, p.b, n, true, b);
     }
-    gather(block, p.b, n, !p.registers, b);
     p.ran = true;
     auto place = [n](u32 t, u32 i) {
         const u32 row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
@@ -390,7 +473,7 @@ inline void run(Block& block, u32 group, Product& p) {
         for (u32 i = 0; i < n / 2; i++) d[place(t, i)] = p.add ? shadow.values[i] : 0;
     }
     for (u32 row = 0; row < 64; row++) {
-        for (u32 k = 0; k < 16; k++) {
+        for (u32 k = 0; k < (p.e4m3 ? 32 : 16); k++) {
             const float x = a[k * 64 + row];
             for (u32 column = 0; column < n; column++) d[row * n + column] += x * b[k * n + column];
         }
@@ -430,15 +513,16 @@ inline Product& issue(u32 group, bool commit) {
     return p;
 }
 
-inline void start(float* d, u32 columns, u64 a, u64 b, bool add, const u32* fragment) {
+inline void start(float* d, u32 columns, u64 a, u64 b, bool add, const u32* fragment, bool e4m3 = false) {
     Thread* self = world.self;
     Block& block = *self->block;
     const u32 group = self->index / GROUP, me = self->index % GROUP;
     if (!self->fenced) fail("a product without matrix_fence before it");
     Product& p = issue(group, false);
     if (p.arrived == 1) {
-        p.columns = columns, p.a = a, p.b = b, p.add = add, p.registers = fragment != nullptr;
-    } else if (p.columns != columns || p.a != a || p.b != b || p.add != add || p.registers != (fragment != nullptr)) {
+        p.columns = columns, p.a = a, p.b = b, p.add = add, p.registers = fragment != nullptr, p.e4m3 = e4m3;
+    } else if (p.columns != columns || p.a != a || p.b != b || p.add != add || p.registers != (fragment != nullptr) ||
+               p.e4m3 != e4m3) {
         fail("threads of a group issue different products");
     }
     p.d[me] = d;
@@ -571,6 +655,7 @@ inline int emulate(void (*body)(const void*), const void* arguments, const Launc
     for (u32 first = 0; first < launch.blocks && world.error.empty(); first += launch.cluster) {
         Cluster cluster;
         cluster.blocks.resize(launch.cluster);
+        cluster.places = num_warps();
         for (u32 rank = 0; rank < launch.cluster; rank++) {
             Block& block = cluster.blocks[rank];
             block.cluster = &cluster;
@@ -662,12 +747,17 @@ template <class T> inline T load_global(const void* at) {
 inline Words load_words(const void* at) { return load_global<Words>(at); }
 inline Pair load_pair(const void* at) { return load_global<Pair>(at); }
 inline u32 load_word(const void* at) { return load_global<u32>(at); }
+inline u32 load_fresh(const void* at) { return load_global<u32>(at); }
 inline void store_words(void* at, Words w) {
     emulation::global_at(at, 16, true, "global store");
     memcpy(at, &w, 16);
 }
 
 inline void prefetch(const void* at) { emulation::global_at(at, 1, false, "prefetch"); }
+inline void store_pair(void* at, Pair w) {
+    emulation::global_at(at, 8, true, "global store");
+    memcpy(at, &w, 8);
+}
 inline void store_word(void* at, u32 w) {
     emulation::global_at(at, 4, true, "global store");
     memcpy(at, &w, 4);
@@ -709,7 +799,7 @@ inline void init_barrier(u32 at, u32 count) {
     emulation::Block& block = *world.self->block;
     emulation::shared_at(block, at, 8, "barrier");
     if (block.barriers.contains(at)) emulation::fail("two barriers at %u", at);
-    block.barriers[at] = {count, count, 0, 0, {}, {}};
+    block.barriers[at] = {block.cluster->places++, count, count, 0, 0, {}, {}};
 }
 
 inline void arrive(u32 at) {
@@ -735,10 +825,26 @@ inline void fence_barrier_init() {}
 template <int COUNT> inline void fewer_registers() {}
 template <int COUNT> inline void more_registers() {}
 
+inline void let_next_launch_start() {}
+inline void wait_for_launch_before() { world.self->waited = true; }
+
 inline u32 cluster_rank() { return world.self->block->rank; }
+inline u32 cluster_size() { return world.launch->cluster; }
 inline void sync_cluster() {
     emulation::Cluster& cluster = *world.self->block->cluster;
     emulation::meet(cluster.meeting, u32(cluster.blocks.size()) * world.launch->threads, "sync_cluster");
+}
+inline void meet_cluster() {       // nothing is told: clocks stay as they were
+    emulation::Meeting& m = world.self->block->cluster->meeting;
+    const u32 count = u32(world.self->block->cluster->blocks.size()) * world.launch->threads;
+    const u64 seen = m.phase;
+    if (m.expected && m.expected != count) emulation::fail("meet_cluster: %u threads here, %u there", count, m.expected);
+    m.expected = count;
+    if (++m.arrived == count) {
+        emulation::go(m);
+    } else {
+        emulation::sleep_until_changed(m.phase, seen, "meet_cluster");
+    }
 }
 inline u32 remote(u32 at, u32 rank) { return at | (rank + 1) << 24; }
 inline void store_remote(u32 at, Words w, u32 barrier) {
@@ -757,6 +863,30 @@ inline void expect_bytes(u32 at, u32 bytes) {
     emulation::arrive_at(b);
 }
 inline void wait_for_remote(u32 at, u32 parity) { wait(at, parity); }
+inline void arrive_remote(u32 at) {
+    emulation::perhaps_switch();
+    emulation::Block& block = emulation::block_of(at);
+    emulation::arrive_at(emulation::barrier_at(block, at));
+}
+
+inline const emulation::Map& map_of(const TensorMap& map) {
+    static_assert(sizeof(emulation::Map) <= sizeof map);
+    if (reinterpret_cast<u64>(&map) % 64) emulation::fail("a tensor map at %p is not aligned to 64", (const void*)&map);
+    return reinterpret_cast<const emulation::Map&>(map);
+}
+inline void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    emulation::perhaps_switch();
+    emulation::copy(*world.self->block, at, map_of(map), row, column, barrier);
+}
+inline void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    emulation::perhaps_switch();
+    std::vector<emulation::Block>& blocks = world.self->block->cluster->blocks;
+    if (ranks >> blocks.size()) emulation::fail("a copy to blocks %x of %zu", ranks, blocks.size());
+    for (u32 rank = 0; rank < blocks.size(); rank++) {
+        if (ranks >> rank & 1) emulation::copy(blocks[rank], at, map_of(map), row, column, barrier);
+    }
+}
+inline void prefetch_map(const TensorMap& map) { map_of(map); }
 
 inline void matrix_fence() { world.self->fenced = true; }
 inline void matrix_commit() { emulation::issue(world.self->index / emulation::GROUP, true); }
@@ -765,6 +895,9 @@ template <int N> inline void settled(float (&)[N]) {}
 
 template <int N> inline void product(float (&d)[N], u64 a, u64 b, u32 add) {
     emulation::start(d, 2 * N, a, b, add != 0, nullptr);
+}
+template <int N> inline void product_of_e4m3(float (&d)[N], u64 a, u64 b, u32 add) {
+    emulation::start(d, 2 * N, a, b, add != 0, nullptr, true);
 }
 template <int N> inline void product_of_registers(float (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
     const u32 fragment[4] = {a0, a1, a2, a3};

@@ -4,13 +4,14 @@
 using namespace machine;
 
 struct Arguments {
+    TensorMap map;      // of a, [64, 16] bf16 or [100, 160] bytes
     const u16* a;       // [64, 16] bf16
     const u16* b;       // SS: [64, 16]; RS: [16, 256]
     float* d;           // [128, 32] or [128, 128]: what each thread holds
     i32 fault;
 };
 
-constexpr u32 A = 0, B = 8192, SIZE = 8192 + 4 * 8192;
+constexpr u32 A = 0, B = 8192, SIZE = 8192 + 4 * 8192, FULL = SIZE - 64;
 
 DEVICE void put(u32 base, u32 row, u32 chunk, const u16* from) {
     store_shared(base + row * 128 + ((chunk ^ (row & 7)) << 4), load_words(from));
@@ -91,6 +92,49 @@ KERNEL(128) faulty(const __grid_constant__ Arguments x) {
     dump(x.d + t * 32, d, 32);
 }
 
+// d = a bᵀ of E4M3, a and b boxes of 64 rows of the map's matrix: from row 0, from row 64 and column 128 with zeros.
+KERNEL(128) from_copies(const __grid_constant__ Arguments x) {
+    const u32 t = thread_index(), base = shared_base();
+    wait_for_launch_before();
+    if (t == 0) {
+        init_barrier(base + FULL, 1);
+        fence_barrier_init();
+        expect_bytes(base + FULL, 2 * 8192);
+        copy_box(base + A, x.map, 0, 0, base + FULL);
+        copy_box(base + B, x.map, 64, 128, base + FULL);
+    }
+    sync_block();
+    wait(base + FULL, 0);
+    float d[32];
+    matrix_fence();
+    product_of_e4m3(d, Operand(base + A, 16, 1024).after(0), Operand(base + B, 16, 1024).after(0), 0);
+    matrix_commit();
+    matrix_wait<0>();
+    settled(d);
+    dump(x.d + t * 32, d, 32);
+}
+
+KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
+    const u32 t = thread_index(), base = shared_base(), full = base + FULL;
+    if (t == 0) init_barrier(full, 1), init_barrier(full + 8, 1);
+    if (x.fault == 7 && t == 0) store_shared(base + A, {});                     // not fenced
+    sync_block();
+    if (t == 0) {
+        if (x.fault != 0) wait_for_launch_before();                             // 0: too early
+        expect_bytes(full, x.fault == 1 ? 4096 : 8192);                         // 1: more than is expected
+        const u32 at = base + A + (x.fault == 2 ? 128 : 0);                     // 2: off the pattern
+        copy_box(at, x.map, 0, 0, x.fault == 3 ? full + 16 : full);             // 3: no barrier there
+        if (x.fault == 4) expect_bytes(full + 8, 8192), copy_box(base + A, x.map, 0, 0, full + 8);  // over the first
+    }
+    sync_block();
+    if (x.fault == 5) load_shared(base + A);                                    // not waited for
+    if (x.fault == 6) copy_box_to(2, base + A, x.map, 0, 0, full);              // there is no second block
+    if (x.fault == 8) wait(full, 0), wait(full, 1);                             // the next copy never comes
+    if (x.fault == 9) load_fresh(x.a);                                          // this thread has not waited
+}
+
+EMULATED(from_copies, Arguments)
+EMULATED(faulty_copy, Arguments)
 EMULATED(from_memory, Arguments)
 EMULATED(from_registers, Arguments)
 EMULATED(faulty, Arguments)

@@ -40,6 +40,29 @@ def test_a_launch_has_its_cut_its_stream_and_its_arguments(driver: ctypes.CDLL) 
     driver.told(cut, pointers)
     assert list(cut) == [132, 1, 1, 384, 1, 1, 229_440]
     assert list(pointers) == [0x7700000002, 0x99000000AB, 0x5500000001, None]
+    assert asked(driver) == [0, 0]
+
+
+def asked(driver: ctypes.CDLL) -> list[int]:
+    """Blocks of a cluster, and whether the launch may start early."""
+    found = (ctypes.c_uint * 2)()
+    driver.asked(found)
+    return list(found)
+
+
+def test_a_launch_asks_for_a_cluster_and_for_an_early_start(driver: ctypes.CDLL) -> None:
+    kernel = device.Module(b"cubin").kernel("sparse", 384, 1024)
+    kernel.launch(8, Argument(1, 2), cluster=4, early=True)
+    assert asked(driver) == [4, 1]
+    kernel.launch(8, Argument(1, 2), early=True)
+    assert asked(driver) == [0, 1]
+
+
+def test_a_tensor_map_is_encoded_where_the_driver_wants_it(driver: ctypes.CDLL) -> None:
+    kernel = device.Module(b"cubin").kernel("sparse", 384, 1024)
+    for _ in range(20):  # wherever the room for it happens to lie
+        found: list[int] = list(kernel.tensor_map(device.Matrix(0x7000000000, 300, 4096, 64)).opaque)
+        assert found[:3] + found[15:] == [0x7000000000, 300, 4096, 64]
 
 
 def test_what_the_driver_refuses_is_told(driver: ctypes.CDLL) -> None:

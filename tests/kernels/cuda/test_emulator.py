@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kernels.cuda.emulate import Grid, compiler, emulate, library
+from tests.kernels.cuda.emulate import Grid, compiler, emulate, library, tensor_map
 from torch import Tensor
 
 from dsv4.errors import Violation
 from dsv4.kernels.cuda.compile import Nvrtc, find_nvrtc
+from dsv4.kernels.cuda.device import TensorMap
 
 PROBE = Path(__file__).with_name("probe.cu")
 SHARED_BYTES = 8192 * 5
@@ -19,12 +20,21 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no g++,
 
 
 class Arguments(ctypes.Structure):
-    _fields_ = (("a", ctypes.c_void_p), ("b", ctypes.c_void_p), ("d", ctypes.c_void_p), ("fault", ctypes.c_int32))
+    _fields_ = (
+        ("map", TensorMap),
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("d", ctypes.c_void_p),
+        ("fault", ctypes.c_int32),
+        ("padding", ctypes.c_int32 * 9),
+    )
 
 
-def run(name: str, a: Tensor, b: Tensor, d: Tensor, fault: int = 0, *, eager: bool = False) -> None:
-    arguments = Arguments(a.data_ptr(), b.data_ptr(), d.data_ptr(), fault)
-    emulate(library(PROBE), name, arguments, Grid(1, 128, SHARED_BYTES), [a, b], [d], eager=eager)
+def run(
+    name: str, a: Tensor, b: Tensor, d: Tensor, fault: int = 0, *, eager: bool = False, early: bool = False
+) -> None:
+    arguments = Arguments(tensor_map(a, 64), a.data_ptr(), b.data_ptr(), d.data_ptr(), fault)
+    emulate(library(PROBE), name, arguments, Grid(1, 128, SHARED_BYTES), [a, b], [d], eager=eager, early=early)
 
 
 def matrix_of(fragments: Tensor) -> Tensor:
@@ -57,6 +67,42 @@ def test_a_product_from_registers_adds_to_what_is_there(*, eager: bool) -> None:
     a, b, d = torch.randn(64, 16).bfloat16(), torch.randn(16, 256).bfloat16(), torch.empty(128, 128)
     run("from_registers", a, b, d, eager=eager)
     assert torch.allclose(matrix_of(d), 1 + a.float() @ b.float(), atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_product_of_boxes_that_the_copy_engine_brings(*, eager: bool) -> None:
+    """Beyond the last row and column there are zeros."""
+    x = torch.randn(100, 160).to(torch.float8_e4m3fn)
+    x.view(torch.uint8)[:4] = torch.arange(256).to(torch.uint8).repeat(4)[: 4 * 160].view(4, 160)  # every code
+    x.view(torch.uint8)[x.isnan()] = 0
+    d = torch.empty(128, 32)
+    run("from_copies", x, x, d, eager=eager, early=True)
+    box = torch.zeros(64, 32)
+    box[:36] = x[64:, 128:].float()
+    assert torch.allclose(matrix_of(d), x[:64, :32].float() @ box.T, rtol=1e-5)
+
+
+COPY_FAULTS = [
+    "copy at .* before the launch before has ended",
+    "4096 bytes more than its barrier expects",
+    "the swizzle's pattern starts at multiples of 1024",
+    "there is no barrier at",
+    "store at .* no wait for the copy",
+    "load at .* no wait for the copy",
+    "a copy to blocks 2 of 1",
+    "wrote there without a fence",
+    "standstill: .*mbarrier x 128",
+    "global load at .* before the launch before has ended",
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("fault", "message"), [*enumerate(COPY_FAULTS)])
+def test_a_planted_fault_of_a_copy_is_found(fault: int, message: str) -> None:
+    x, d = torch.randn(100, 160).to(torch.float8_e4m3fn), torch.empty(128, 32)
+    with pytest.raises(Violation, match=message):
+        run("faulty_copy", x, x, d, fault, early=True)
 
 
 FAULTS = [

@@ -632,25 +632,11 @@ template <u32 BLOCKS> struct Consumer {
                     const u32 at = (4 * j + i) * 4 + 2 * r;
                     w.x[i] = pair_of_bf16(o[at] * inverse, o[at + 1] * inverse);
                 }
-                w = turned(w);
+                w = turned(w, lane);
                 if (channel + j * 32 < 448) w = paired(w);
                 store_words(out + j * 32 + lane % 4 * 8, w);
             }
         }
-    }
-
-    // Word i of lane l of four -> word l of lane i.
-    DEVICE Words turned(Words w) const {
-        UNROLL for (u32 step = 1; step < 4; step *= 2) {
-            UNROLL for (u32 i = 0; i < 4; i++) {
-                if (i & step) continue;
-                const bool upper = lane & step;
-                const u32 got = shuffle_xor(upper ? w.x[i] : w.x[i + step], step);
-                w.x[i] = upper ? got : w.x[i];
-                w.x[i + step] = upper ? w.x[i + step] : got;
-            }
-        }
-        return w;
     }
 
     DEVICE void run() {

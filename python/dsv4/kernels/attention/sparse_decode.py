@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4.kernels.attention import hopper
-from dsv4.kernels.attention.choice import CUDA, choice
+from dsv4.kernels.attention.choice import choice
 from dsv4.kernels.attention.combine import combine_units, finish, fold, fold_weights
 from dsv4.kernels.attention.rows import (
     codes,
@@ -41,6 +41,7 @@ from dsv4.kernels.attention.split import DIM, Split, SplitScratch
 from dsv4.kernels.attention.unpack import rope_values
 from dsv4.kernels.contract import expect
 from dsv4.kernels.convert import to_bf16
+from dsv4.kernels.cuda.choice import CUDA
 
 UNIT = 128  # keys
 WINDOW, WINDOW_PAGE = 128, 64

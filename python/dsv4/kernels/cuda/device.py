@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,31 @@ from dsv4.errors import Violation
 
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+_CLUSTER, _EARLY = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION
+_BYTES, _PLAIN, _SWIZZLE, _PROMOTION, _ZEROS = 0, 0, 3, 3, 0  # CU_TENSOR_MAP_: UINT8, 128B, L2_256B, and defaults
+
+
+class TensorMap(ctypes.Structure):
+    """CUtensorMap, and TensorMap of machine.cuh: a matrix in global memory and the boxes that are copied of it."""
+
+    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = (("id", ctypes.c_uint32), ("padding", ctypes.c_uint32), ("value", ctypes.c_uint32 * 16))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("cut", ctypes.c_uint32 * 7),  # blocks, threads and bytes of shared memory
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint32),
+    )
 
 
 def _driver() -> ctypes.CDLL:
@@ -34,16 +60,52 @@ class Kernel:
     threads: int
     shared_bytes: int
 
-    def launch(self, blocks: int, arguments: ctypes.Structure) -> None:
-        """Runs so many blocks on the current stream; `arguments` is the kernel's only parameter."""
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    def launch(self, blocks: int, arguments: ctypes.Structure, *, cluster: int = 1, early: bool = False) -> None:
+        """Runs so many blocks on the current stream; `arguments` is the kernel's only parameter.
+
+        cluster  blocks of a cluster, where the kernel does not say it
+        early    the launch may start before the one before it has ended; the kernel waits where it has to
+        """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        cut = (blocks, 1, 1, self.threads, 1, 1, self.shared_bytes)
-        status = self.driver.cuLaunchKernel(self.function, *cut, stream, parameters, None)
+        attributes = []
+        if cluster > 1:
+            attributes.append(_Attribute(_CLUSTER, 0, (cluster, 1, 1)))
+        if early:
+            attributes.append(_Attribute(_EARLY, 0, (1,)))
+        config = _Config(
+            (blocks, 1, 1, self.threads, 1, 1, self.shared_bytes),
+            torch.cuda.current_stream().cuda_stream,
+            (_Attribute * len(attributes))(*attributes),
+            len(attributes),
+        )
+        status = self.driver.cuLaunchKernelEx(ctypes.byref(config), self.function, parameters, None)
         if status == _INVALID_CONTEXT:  # a thread's first word to the driver
             check(self.driver, self.driver.cuCtxSetCurrent(self.context), "context")
-            status = self.driver.cuLaunchKernel(self.function, *cut, stream, parameters, None)
+            status = self.driver.cuLaunchKernelEx(ctypes.byref(config), self.function, parameters, None)
         check(self.driver, status, f"launch of {self.name}")
+
+    def tensor_map(self, matrix: Matrix) -> TensorMap:
+        """The driver's encoding of a matrix for `copy_box`."""
+        room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
+        aligned = TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)  # as the driver wants it
+        size = (ctypes.c_uint64 * 2)(matrix.row_bytes, matrix.rows)
+        box, steps = (ctypes.c_uint32 * 2)(128, matrix.box_rows), (ctypes.c_uint32 * 2)(1, 1)
+        stride = (ctypes.c_uint64 * 1)(matrix.row_bytes)
+        status = self.driver.cuTensorMapEncodeTiled(
+            ctypes.byref(aligned), _BYTES, 2, ctypes.c_void_p(matrix.address), size, stride, box, steps,
+            _PLAIN, _SWIZZLE, _PROMOTION, _ZEROS,
+        )  # fmt: skip
+        check(self.driver, status, f"tensor map of {matrix}")
+        return TensorMap.from_buffer_copy(aligned)
+
+
+class Matrix(NamedTuple):
+    """Contiguous rows of bytes in global memory, to be copied in boxes of `box_rows` x 128 bytes."""
+
+    address: int
+    rows: int
+    row_bytes: int
+    box_rows: int
 
 
 def check(driver: ctypes.CDLL, status: int, what: str) -> None:

@@ -20,6 +20,10 @@ struct alignas(8) Pair {
     u32 x[2];
 };
 
+struct alignas(64) TensorMap {  // a matrix in global memory and the boxes that are copied of it; the driver's own encoding
+    u64 opaque[16];
+};
+
 #ifndef __CUDACC__
 #include "emulated.h"  // tests/kernels/cuda
 #else
@@ -114,11 +118,22 @@ DEVICE u32 load_word(const void* at) {
     return w;
 }
 
+// Global memory that the launch before this one may have written: after `wait_for_launch_before`.
+DEVICE u32 load_fresh(const void* at) {
+    u32 w;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(w) : "l"(at) : "memory");
+    return w;
+}
+
 DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
 
 DEVICE void store_words(void* at, Words w) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  :: "l"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]) : "memory");
+}
+
+DEVICE void store_pair(void* at, Pair w) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(at), "r"(w.x[0]), "r"(w.x[1]) : "memory");
 }
 
 DEVICE void store_word(void* at, u32 w) { asm volatile("st.global.b32 [%0], %1;" :: "l"(at), "r"(w) : "memory"); }
@@ -168,6 +183,13 @@ DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.clu
 template <int COUNT> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COUNT)); }
 template <int COUNT> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(COUNT)); }
 
+// ---------------------------------------------------------------------------------------------- launches
+
+// The launch after this one may start before this one ends, if it was launched as one that may; what it needs of this
+// one it waits for: until the launch before has ended and its stores are seen.
+DEVICE void let_next_launch_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // ---------------------------------------------------------------------------------------------- clusters
 
 DEVICE u32 cluster_rank() {
@@ -176,11 +198,22 @@ DEVICE u32 cluster_rank() {
     return rank;
 }
 
+DEVICE u32 cluster_size() {
+    u32 size;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
+
 DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The same shared address in another block of the cluster; good for the two functions below alone.
+// All threads of the cluster meet, and say nothing of memory: barriers are known once `fence_barrier_init` was called.
+DEVICE void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The same shared address in a block of the cluster; good for the next two functions alone.
 DEVICE u32 remote(u32 at, u32 rank) {
     u32 there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
@@ -193,7 +226,13 @@ DEVICE void store_remote(u32 at, Words w, u32 barrier) {
                  :: "r"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]), "r"(barrier) : "memory");
 }
 
-// Arrives at a barrier of this block, whose phase then also waits for so many bytes from others.
+// Says that this thread's products have read what they read; of its stores to memory it says nothing to other blocks,
+// which would take a fence of the whole device.
+DEVICE void arrive_remote(u32 at) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(at) : "memory");
+}
+
+// Arrives at a barrier of this block, whose phase then also waits for so many bytes: of remote stores, of copies.
 DEVICE void expect_bytes(u32 at, u32 bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }"
                  :: "r"(at), "r"(bytes) : "memory");
@@ -206,6 +245,26 @@ DEVICE void wait_for_remote(u32 at, u32 parity) {
         "@!done bra again; }"
         :: "r"(at), "r"(parity) : "memory");
 }
+
+// ---------------------------------------------------------------------------------------------- copies
+
+// The copy engine brings a box of a matrix, its first element at (row, column), to shared memory: rows of 128 bytes under
+// the 128-byte swizzle, zeros where the matrix has ended. Its bytes count at the barrier. By one thread.
+DEVICE void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+        :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// The same to this place in every block of the cluster whose bit is set, and its bytes at this barrier there.
+DEVICE void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;"
+        :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
+DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory"); }
 
 // ---------------------------------------------------------------------------------------------- products
 
@@ -240,5 +299,19 @@ struct Operand {
         : low((at & 0x3FFFF) >> 4 | (leading >> 4) << 16), high(stride >> 4 | 1u << 30) {}
     DEVICE u64 after(u32 bytes) const { return u64(high) << 32 | (low + bytes / 16); }
 };
+
+// Word i of lane l of four -> word l of lane i.
+DEVICE Words turned(Words w, u32 lane) {
+    UNROLL for (u32 step = 1; step < 4; step *= 2) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
+            if (i & step) continue;
+            const bool upper = lane & step;
+            const u32 got = shuffle_xor(upper ? w.x[i] : w.x[i + step], step);
+            w.x[i] = upper ? got : w.x[i];
+            w.x[i + step] = upper ? w.x[i + step] : got;
+        }
+    }
+    return w;
+}
 
 }  // namespace machine

@@ -7,7 +7,8 @@
 
 Products of bf16 numbers are exact in float32 and so is their sum but for its order: with a float32 result
 `bf16_linear` is the float32 product that the model asks of a bf16 weight. One launch each: for few rows a weight
-streams past them once (`few_rows`), for many, tiles of both go to the matrix units (`many_rows`).
+streams past them once (`few_rows`), for many, tiles of both go to the matrix units (`many_rows`; on Hopper fp8_rows.cu,
+where it is asked for).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dsv4.kernels.contract import expect
+from dsv4.kernels.cuda.choice import CUDA
+from dsv4.kernels.linear import hopper
+from dsv4.kernels.linear.choice import FEW, choice
 from dsv4.kernels.linear.few_rows import BF16, FP8, MIXED, TO_BF16, TO_F32, TO_FP8, few_rows
 from dsv4.kernels.linear.many_rows import many_rows
 from dsv4.kernels.linear.quantise import GROUP, Fp8Rows, packed
@@ -120,7 +124,9 @@ def _product(
     T, N, K = _check(kind, x, weight, groups)
     out = torch.empty(T, groups * N, dtype=_OUT[target], device=x.device)
     out_sf = torch.empty(_words(groups * N) if target == TO_FP8.value else 0, T, dtype=torch.int32, device=x.device)
-    if T:
+    if kind == FP8.value and T > FEW and choice(x.device).name == CUDA:
+        hopper.launch(x, x_sf, weight.values, weight.sf, out, num_splits(N, K, groups))
+    elif T:
         cut = cut_of(kind, N, K, groups, row_class(T))
         if target == TO_FP8.value:
             cut = cut._replace(bn=GROUP)

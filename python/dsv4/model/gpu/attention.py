@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dsv4.config.model import ModelConfig
-from dsv4.kernels.attention.choice import TRITON, choice
+from dsv4.kernels.attention.choice import choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, sparse_decode, units_of
 from dsv4.kernels.attention.split import WHOLE, scratch_of, split_of
 from dsv4.kernels.contract import present
+from dsv4.kernels.cuda.choice import TRITON
 from dsv4.kernels.linear.gemm import (
     Fp8Weight,
     Workspace,

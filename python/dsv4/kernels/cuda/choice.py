@@ -1,0 +1,50 @@
+"""Which implementation serves an op on a device: Triton, or CUDA C++ on Hopper where an environment variable asks.
+
+What is asked for serves or fails. Nothing falls back later: an op decides once per device, the choice is logged with
+its reason, and told in the startup report.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dsv4.kernels.contract import expect
+
+CUDA, TRITON = "cuda", "triton"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who serves, and why."""
+
+    name: str
+    why: str
+
+
+def decided(op: str, variable: str, device: torch.device, kernels_on: Callable[[torch.device], object]) -> Choice:
+    """Asks the environment; `kernels_on` compiles for a device. Raises Violation if what is asked for cannot serve."""
+    asked = os.environ.get(variable, "")
+    expect(asked in {"", CUDA, TRITON}, f"{variable}={asked}: neither {CUDA} nor {TRITON}")
+    if asked == CUDA:
+        expect(device.type == "cuda", f"{device.type} runs no CUDA code")
+        capability = torch.cuda.get_device_capability(device)
+        expect(capability == (9, 0), f"compute capability {capability[0]}.{capability[1]} is not Hopper's 9.0")
+        kernels_on(device)
+    made = Choice(asked or TRITON, f"{variable} asks for it" if asked else "the default")
+    _log.info("%s on %s: %s serves (%s)", op, device, made.name, made.why)
+    return made
+
+
+def named(device: str) -> torch.device:
+    """A device by its name, with its index, as tensors name it."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found

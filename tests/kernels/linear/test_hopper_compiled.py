@@ -1,0 +1,84 @@
+"""What NVRTC makes of fp8_rows.cu for Hopper; no GPU is involved."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dsv4.errors import Violation
+from dsv4.kernels.cuda.compile import Nvrtc, sources
+from dsv4.kernels.linear.hopper import SHARED_BYTES, SOURCE
+
+ENTRIES = sorted(f"fp8_{name}" for name in SHARED_BYTES)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[bytes, str]:
+    try:
+        return Nvrtc().cubin(SOURCE, "sm_90a")
+    except Violation as error:
+        if "there is no NVRTC" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture(scope="module")
+def code(made: tuple[bytes, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Machine code by entry, as nvdisasm writes it."""
+    triton = pytest.importorskip("triton", reason="nvdisasm comes with triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    file = tmp_path_factory.mktemp("cubin") / "fp8_rows.cubin"
+    file.write_bytes(made[0])
+    text = subprocess.run([tool, "-c", file], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.text\.(fp8_\w+)\s+-+", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_registers_do_not_spill(made: tuple[bytes, str]) -> None:
+    """At most 168 at launch, so that 384 threads fit; the groups trade them afterwards."""
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", made[1])
+    assert found == [("0", "0")] * len(ENTRIES), made[1]
+    assert re.findall(r"Used (\d+) registers", made[1]) == ["168"] * len(ENTRIES), made[1]
+
+
+def test_products_run_behind_the_program(made: tuple[bytes, str]) -> None:
+    assert "serialized" not in made[1], made[1]
+
+
+def test_a_stage_is_four_products_and_one_fused_sum_per_value(code: dict[str, str]) -> None:
+    assert sorted(code) == ENTRIES
+    for name, text in code.items():
+        rows = int(name[-3:].lstrip("_"))
+        assert re.findall(r"QGMMA\.(\w+)\.F32\.E4M3\.E4M3", text) == [f"64x{rows}x32"] * 4, name
+        assert len(re.findall(r"\bFFMA\b", text)) == rows // 2, name
+        assert "USETMAXREG.TRY_ALLOC" in text
+        assert "USETMAXREG.DEALLOC" in text
+        assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
+
+
+def test_tiles_come_by_the_copy_engine_and_pairs_share_rows(code: dict[str, str]) -> None:
+    for name, text in code.items():
+        assert "UTMALDG.2D " in text, name
+        assert ("UTMALDG.2D.MULTICAST" in text) == name.startswith("fp8_whole"), name
+
+
+def test_a_launch_overlaps_the_one_before(code: dict[str, str]) -> None:
+    for text in code.values():
+        assert text.index("PREEXIT") < text.index("ACQBULK")
+
+
+def test_no_fence_of_the_whole_device(code: dict[str, str]) -> None:
+    """A release at the cluster's scope is one, hundreds of cycles long."""
+    for name, text in code.items():
+        assert "MEMBAR" not in text, name
+
+
+def test_the_shared_memory_that_a_launch_asks_for_is_the_layouts() -> None:
+    text = sources(SOURCE)[0]
+    for name, size in SHARED_BYTES.items():
+        kind, rows = name.split("_")
+        assert f"static_assert(Layout<{rows}, {str(kind == 'split').lower()}>::BYTES == {size})" in text
+    assert max(SHARED_BYTES.values()) <= 227 * 1024
