@@ -12,6 +12,7 @@ from dsv4.errors import Violation
 from dsv4.kernels.quant.reference import dequantise_fp8, unpack_fp8
 
 gemm = pytest.importorskip("dsv4.kernels.linear.gemm")
+choice = pytest.importorskip("dsv4.kernels.cuda.choice")
 quantise = pytest.importorskip("dsv4.kernels.linear.quantise")
 tuning = pytest.importorskip("dsv4.kernels.linear.tuning")
 
@@ -103,6 +104,42 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(kind: str, device: tor
     for count in (1, 33) if device.type == "cpu" else (1, 16, 33, 64, 300):
         assert_bits(run(x[:count].contiguous()), together[:count])
     assert_bits(run(x[65:66].contiguous()), together[65:66])
+
+
+@pytest.mark.parametrize("T", [17, 64, 300, 700])
+@pytest.mark.parametrize(("N", "K"), [(256, 1024), (512, 4096), (384, 640)])
+def test_cuda_gives_a_row_tritons_bits(
+    T: int, N: int, K: int, device: torch.device, workspace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("there is no Hopper GPU; test_emulated.py has the kernel on the CPU")
+    weight, x = fp8_weight(N, K, device), quantise.quantise(bf16_rows(T, K, device))
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for name in (choice.CUDA, choice.TRITON):
+            monkeypatch.setattr(gemm, "choice", lambda _, name=name: choice.Choice(name, "a test asks for it"))
+            found.append(gemm.fp8_linear(x, weight, workspace, dtype=dtype))
+        assert_bits(*found)
+
+
+def test_cuda_serves_fp8_products_of_more_than_few_rows(
+    device: torch.device, workspace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[tuple[int, int]] = []
+
+    def launch(x: Tensor, x_sf: Tensor, w: Tensor, w_sf: Tensor, out: Tensor, splits: int) -> None:
+        del x_sf, w, w_sf
+        served.append((len(x), splits))
+        out.zero_()
+
+    monkeypatch.setattr(gemm, "choice", lambda _: choice.Choice(choice.CUDA, "a test asks for it"))
+    monkeypatch.setattr(gemm.hopper, "launch", launch)
+    weight = fp8_weight(128, 1024, device)
+    for T in (0, 1, 16, 17, 40):
+        gemm.fp8_linear(quantise.quantise(bf16_rows(T, 1024, device)), weight, workspace)
+    gemm.mixed_linear(bf16_rows(17, 1024, device), weight, 1, workspace)
+    gemm.bf16_linear(bf16_rows(17, 1024, device), bf16_rows(64, 1024, device), workspace)
+    assert served == [(17, 2), (40, 2)]
 
 
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # numpy, about the NaN
