@@ -58,6 +58,10 @@ def by(cut: hopper.Cut | None, x: Fp8Rows, w: Fp8Weight, dtype: torch.dtype = to
     return out
 
 
+def label(cut: hopper.Cut) -> str:
+    return f"{cut.kernel} x {cut.cluster}"
+
+
 def chosen(p: Product, T: int) -> hopper.Cut:
     return hopper.cut_of(T, p.N, p.K, num_splits(p.N, p.K, 1), num_sms())
 
@@ -99,7 +103,7 @@ def right() -> None:
         for cut in all_cuts(p, T):
             same = all(torch.equal(by(cut, x, w), first) for _ in range(5))
             same &= torch.equal(by(cut, x, w, torch.bfloat16), first.bfloat16())
-            wrong += [] if same else [str(cut)]
+            wrong += [] if same else [label(cut)]
         off = error(x, w, first)
         bad += not (off < TOLERANCE and not wrong)
         say("right", product=p.name, M=T, error=round(off, 6), other_bits=wrong)
@@ -199,7 +203,7 @@ def times() -> None:
         if peer is not None:
             calls["deepgemm"] = (peer(i) for i in range(len(sets)))
         us, each = medians(calls, len(sets), 15)
-        row: dict[str, object] = {"us": us, "cut": str(chosen(p, T)) if T > gemm.FEW else "few_rows"}
+        row: dict[str, object] = {"us": us, "cut": label(chosen(p, T)) if T > gemm.FEW else "few_rows"}
         row["tflops"] = round(p.flops(T) / us[CUDA] / 1e6, 1)
         row["gbps"] = round(p.bytes(T) / us[CUDA] / 1e3, 1)
         if peer is not None:
@@ -215,13 +219,13 @@ def launches(p: Product, sets: Sequence[Given], out: Tensor, cut: hopper.Cut) ->
 
 def us_by_cut(p: Product, T: int) -> dict[str, float]:
     sets, out = sets_of(p, T), torch.empty(T, p.N, device="cuda", dtype=torch.bfloat16)
-    return medians({str(cut): launches(p, sets, out, cut) for cut in all_cuts(p, T)}, len(sets), 9)[0]
+    return medians({label(cut): launches(p, sets, out, cut) for cut in all_cuts(p, T)}, len(sets), 9)[0]
 
 
 def cuts() -> None:
     for T, p in itertools.product([T for T in BATCHES if T > gemm.FEW], PRODUCTS):
         us = us_by_cut(p, T)
-        say("cuts", product=p.name, M=T, chosen=str(chosen(p, T)), best=min(us, key=lambda name: us[name]), us=us)
+        say("cuts", product=p.name, M=T, chosen=label(chosen(p, T)), best=min(us, key=lambda name: us[name]), us=us)
 
 
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {

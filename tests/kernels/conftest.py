@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tests.kernels.cuda.stand_in import stand_in
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -21,3 +24,9 @@ def device() -> torch.device:
     interpreted = triton.knobs.runtime.interpret
     assert interpreted or DEVICE == "cuda", "triton was imported before tests/kernels/conftest.py: run these apart"
     return torch.device(DEVICE)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+    """A driver that notes what it is asked to launch."""
+    return stand_in(tmp_path, monkeypatch)

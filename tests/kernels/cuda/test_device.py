@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from tests.kernels.cuda.stand_in import asked
 
 from dsv4.errors import Violation
 from dsv4.kernels.cuda import device
@@ -17,20 +13,6 @@ from dsv4.kernels.cuda import device
 
 class Argument(ctypes.Structure):
     _fields_ = (("first", ctypes.c_void_p), ("second", ctypes.c_int32))
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no gcc, which builds the stand-in")
-    library = tmp_path / "driver.so"
-    source = Path(__file__).with_name("driver.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    loaded = ctypes.CDLL(str(library))
-    monkeypatch.setattr(device, "_driver", lambda: loaded)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0x99000000AB))
-    return loaded
 
 
 def test_a_launch_has_its_cut_its_stream_and_its_arguments(driver: ctypes.CDLL) -> None:
@@ -43,13 +25,6 @@ def test_a_launch_has_its_cut_its_stream_and_its_arguments(driver: ctypes.CDLL) 
     assert asked(driver) == [0, 0]
 
 
-def asked(driver: ctypes.CDLL) -> list[int]:
-    """Blocks of a cluster, and whether the launch may start early."""
-    found = (ctypes.c_uint * 2)()
-    driver.asked(found)
-    return list(found)
-
-
 def test_a_launch_asks_for_a_cluster_and_for_an_early_start(driver: ctypes.CDLL) -> None:
     kernel = device.Module(b"cubin").kernel("sparse", 384, 1024)
     kernel.launch(8, Argument(1, 2), cluster=4, early=True)
@@ -58,11 +33,12 @@ def test_a_launch_asks_for_a_cluster_and_for_an_early_start(driver: ctypes.CDLL)
     assert asked(driver) == [0, 1]
 
 
-def test_a_tensor_map_is_encoded_where_the_driver_wants_it(driver: ctypes.CDLL) -> None:
-    kernel = device.Module(b"cubin").kernel("sparse", 384, 1024)
-    for _ in range(20):  # wherever the room for it happens to lie
-        found: list[int] = list(kernel.tensor_map(device.Matrix(0x7000000000, 300, 4096, 64)).opaque)
-        assert found[:3] + found[15:] == [0x7000000000, 300, 4096, 64]
+@pytest.mark.usefixtures("driver")
+def test_a_tensor_map_is_encoded_where_the_driver_wants_it() -> None:
+    for i in range(20):  # wherever the room for it happens to lie
+        address = 0x7000000000 + 4096 * i
+        found: list[int] = list(device.tensor_map(device.Matrix(address, 300, 4096, 64)).opaque)
+        assert found[:3] + found[15:] == [address, 300, 4096, 64]
 
 
 def test_what_the_driver_refuses_is_told(driver: ctypes.CDLL) -> None:

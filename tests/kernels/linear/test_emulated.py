@@ -10,7 +10,7 @@ from tests.kernels.closeness import assert_bits
 from tests.kernels.cuda.emulate import compiler, library
 from tests.kernels.linear.emulated import expected, rows_of, run, weight_of
 
-from dsv4.kernels.linear.hopper import SOURCE, Cut, cut_of, cuts, launch
+from dsv4.kernels.linear.hopper import SOURCE, Cut, cut_of, cuts
 from dsv4.kernels.linear.quantise import Fp8Rows
 from dsv4.kernels.linear.tuning import num_splits
 
@@ -121,4 +121,3 @@ def test_few_tiles_are_split_and_many_are_not() -> None:
     assert cut_of(64, 4096, 4096, 4, 132).kind == "split"
     assert cut_of(8192, 4096, 4096, 4, 132).kind == "whole"
     assert cut_of(64, 32768, 1024, 1, 132).kind == "whole"
-    assert launch.__defaults__ == (None,), "a launch chooses its own cut"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,20 +85,6 @@ class Kernel:
             status = self.driver.cuLaunchKernelEx(ctypes.byref(config), self.function, parameters, None)
         check(self.driver, status, f"launch of {self.name}")
 
-    def tensor_map(self, matrix: Matrix) -> TensorMap:
-        """The driver's encoding of a matrix for `copy_box`."""
-        room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
-        aligned = TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)  # as the driver wants it
-        size = (ctypes.c_uint64 * 2)(matrix.row_bytes, matrix.rows)
-        box, steps = (ctypes.c_uint32 * 2)(128, matrix.box_rows), (ctypes.c_uint32 * 2)(1, 1)
-        stride = (ctypes.c_uint64 * 1)(matrix.row_bytes)
-        status = self.driver.cuTensorMapEncodeTiled(
-            ctypes.byref(aligned), _BYTES, 2, ctypes.c_void_p(matrix.address), size, stride, box, steps,
-            _PLAIN, _SWIZZLE, _PROMOTION, _ZEROS,
-        )  # fmt: skip
-        check(self.driver, status, f"tensor map of {matrix}")
-        return TensorMap.from_buffer_copy(aligned)
-
 
 class Matrix(NamedTuple):
     """Contiguous rows of bytes in global memory, to be copied in boxes of `box_rows` x 128 bytes."""
@@ -106,6 +93,23 @@ class Matrix(NamedTuple):
     rows: int
     row_bytes: int
     box_rows: int
+
+
+@functools.lru_cache(maxsize=4096)
+def tensor_map(matrix: Matrix) -> TensorMap:
+    """The driver's encoding of a matrix for `copy_box`; the same addresses come again and again."""
+    driver = _driver()
+    room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
+    aligned = TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)  # as the driver wants it
+    size = (ctypes.c_uint64 * 2)(matrix.row_bytes, matrix.rows)
+    box, steps = (ctypes.c_uint32 * 2)(128, matrix.box_rows), (ctypes.c_uint32 * 2)(1, 1)
+    stride = (ctypes.c_uint64 * 1)(matrix.row_bytes)
+    status = driver.cuTensorMapEncodeTiled(
+        ctypes.byref(aligned), _BYTES, 2, ctypes.c_void_p(matrix.address), size, stride, box, steps,
+        _PLAIN, _SWIZZLE, _PROMOTION, _ZEROS,
+    )  # fmt: skip
+    check(driver, status, f"tensor map of {matrix}")
+    return TensorMap.from_buffer_copy(aligned)
 
 
 def check(driver: ctypes.CDLL, status: int, what: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.cuda.compile import cubin
-from dsv4.kernels.cuda.device import Kernel, Matrix, Module, TensorMap
+from dsv4.kernels.cuda.device import Kernel, Matrix, Module, TensorMap, tensor_map
 from dsv4.kernels.linear.quantise import GROUP
 
 SOURCE = Path(__file__).with_name("fp8_rows.cu")
@@ -69,6 +69,7 @@ STAGE = {64: 400, 128: 560}
 TILE, EXCHANGE = 700, 2500
 
 
+@functools.lru_cache(maxsize=4096)
 def cut_of(T: int, N: int, K: int, splits: int, num_sms: int) -> Cut:
     """The cut that is believed to be fastest for rows [T, K] and a weight [N, K] in `splits` segments."""
     return min(cuts(T, N, splits, num_sms), key=lambda cut: cycles(cut, T, N, K, splits, num_sms))
@@ -112,11 +113,6 @@ def kernels_on(device: torch.device) -> Kernels:
         return Kernels(entries, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-@functools.lru_cache(maxsize=4096)
-def _map(kernel: Kernel, matrix: Matrix) -> TensorMap:
-    return kernel.tensor_map(matrix)
-
-
 def arguments_of(
     x: TensorMap,
     w: TensorMap,
@@ -139,14 +135,11 @@ def launch(
     """Fills `out` [T, N]; at least one row. `cut` is for tests: the launch chooses its own."""
     kernels = kernels_on(x.device)
     (T, K), N = x.shape, len(weight)
-    cut = cut or _cut(T, N, K, splits, kernels.num_sms)
+    cut = cut or cut_of(T, N, K, splits, kernels.num_sms)
     kernel = kernels.entries[cut.kernel]
     maps = (
-        _map(kernel, Matrix(x.data_ptr(), T, K, BOX_ROWS)),
-        _map(kernel, Matrix(weight.data_ptr(), N, K, BOX_COLUMNS)),
+        tensor_map(Matrix(x.data_ptr(), T, K, BOX_ROWS)),
+        tensor_map(Matrix(weight.data_ptr(), N, K, BOX_COLUMNS)),
     )
     with torch.cuda.device(x.device):
         kernel.launch(cut.blocks, arguments_of(*maps, x_sf, w_sf, out, K, splits), cluster=cut.cluster, early=True)
-
-
-_cut = functools.lru_cache(maxsize=4096)(cut_of)
