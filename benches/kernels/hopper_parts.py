@@ -82,9 +82,9 @@ def worst(out: Tensor, want: Tensor) -> float:
 
 def compiled() -> None:
     begin = time.monotonic()
-    code = cubin(hopper.SOURCE)
+    sizes = {entry.name: len(cubin(entry.source)) for entry in hopper.ENTRIES.values()}
     seconds = round(time.monotonic() - begin, 2)
-    say("compile", compiler=compiler().version, bytes=len(code), seconds=seconds, card=torch.cuda.get_device_name())
+    say("compile", compiler=compiler().version, bytes=sizes, seconds=seconds, card=torch.cuda.get_device_name())
     hopper.kernels_on(torch.zeros(1, device="cuda").device)
 
 
@@ -147,16 +147,17 @@ def one_against_two(B: int) -> None:
     say("timeline", B=B, us_by_blocks_per_token={cut.blocks_per_token: u for cut, u in zip(names, us, strict=True)})
 
 
-def timeline(module: Module, each: int, B: int) -> None:
+def timeline(each: int, B: int) -> None:
     """Clocks of the first block from its producer's first mark on: [group][stage][event]; 0 where none was made."""
+    entry = hopper.ENTRIES[each]
+    code, _ = compiler().cubin(entry.source, "sm_90a", ["TIMELINE"])
+    kernel = Module(code).kernel(entry.name, entry.threads, entry.shared_bytes)
     x = checked(*given("c4", B)[1])
-    clocks = torch.zeros(3, 256, 4, dtype=torch.int32, device="cuda")
+    clocks = torch.zeros(3, 256, 8, dtype=torch.int32, device="cuda")
     arguments = x.arguments(torch.empty_like(x.q), SCALE)
     arguments.timeline = clocks.data_ptr()
-    cut = hopper.cut_of(B, 64, 132)
-    kernel = module.kernel(cut.kernel, hopper.THREADS, hopper.SHARED_BYTES[each])
     for _ in range(3):
-        kernel.launch(cut.blocks, arguments)
+        kernel.launch(hopper.cut_of(B, 64, 132).blocks, arguments)
     torch.cuda.synchronize()
     found = clocks[:, :22].cpu().long()
     found = torch.where(found == 0, 0, found - found[2, 0, 0] + 1)
@@ -166,11 +167,9 @@ def timeline(module: Module, each: int, B: int) -> None:
 def timelines() -> None:
     for B in (1, 8, 32, 64):
         one_against_two(B)
-    code, _ = compiler().cubin(hopper.SOURCE, "sm_90a", ["TIMELINE"])
-    module = Module(code)
-    timeline(module, 1, 256)
+    timeline(1, 256)
     if two_blocks():
-        timeline(module, 2, 8)
+        timeline(2, 8)
 
 
 PARTS: dict[str, Callable[[], None]] = {

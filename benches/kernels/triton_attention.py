@@ -9,8 +9,8 @@ from benches.kernels.bench_sparse_decode import SHAPES, WINDOW, Bench, H, Inputs
 from benches.kernels.harness import Call, Case, Peer
 
 from dsv4.kernels.attention import sparse_decode as ours
-from dsv4.kernels.attention.choice import TRITON
 from dsv4.kernels.attention.split import scratch_of, split_of
+from dsv4.kernels.cuda.choice import TRITON
 
 
 def case(bench: Bench, shape: str, B: int) -> Case:

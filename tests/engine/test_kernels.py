@@ -14,6 +14,9 @@ FP8_ROWS = "fp8_whole_64 + fp8_whole_128 + fp8_split_64 + fp8_split_128"
 TRITON_PRODUCTS = "few_rows (kernels/linear/few_rows.py), many_rows (kernels/linear/many_rows.py)"
 
 
+ATTENTION = "kernels/attention/sparse_decode"
+
+
 @pytest.mark.parametrize(
     ("name", "word", "attention", "products"),
     [
@@ -26,7 +29,7 @@ TRITON_PRODUCTS = "few_rows (kernels/linear/few_rows.py), many_rows (kernels/lin
         (
             CUDA,
             "triton+cuda",
-            "sparse_decode_1 + sparse_decode_2 (kernels/attention/sparse_decode.cu)",
+            f"sparse_decode_pair ({ATTENTION}_pair.cu), sparse_decode ({ATTENTION}.cu)",
             f"{FP8_ROWS} (kernels/linear/fp8_rows.cu), {TRITON_PRODUCTS}",
         ),
     ],

@@ -56,12 +56,13 @@ def test_limits_that_were_half_given_fit_each_other() -> None:
     ("device", "asked", "wanted"),
     [
         ("cpu", True, ("False", "auto", "there is no GPU")),
-        ("cuda", False, ("False", "auto", "no GPU has shown them yet")),
+        ("cuda", None, ("True", "auto", "decode steps are replayed")),
+        ("cuda", False, ("False", "given", "as given")),
         ("cuda", True, ("True", "given", "as given")),
     ],
 )
-def test_graphs_are_captured_where_they_are_asked_for_and_there_is_a_gpu(
-    device: str, asked: bool, wanted: tuple[str, str, str]
+def test_graphs_are_captured_where_there_is_a_gpu_unless_they_are_not_wanted(
+    device: str, asked: bool | None, wanted: tuple[str, str, str]
 ) -> None:
     found = resolve(config(device=device, cuda_graphs=asked), MODEL)
     assert found.cuda_graphs is (wanted[0] == "True")

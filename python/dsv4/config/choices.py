@@ -78,8 +78,8 @@ def resolve(config: EngineConfig, model: ModelConfig) -> Settings:
         "max_steps_in_flight", config.max_steps_in_flight, recipe.limits.max_steps_in_flight, f"recipe {recipe.name}"
     )
     on_gpu = device == "cuda"
-    why = "no GPU has shown them yet" if on_gpu else "there is no GPU"
-    graphs = choose("cuda_graphs", config.cuda_graphs and on_gpu, automatic=False, why=why, auto=False)
+    asked = config.cuda_graphs if on_gpu else None
+    graphs = choose("cuda_graphs", asked, on_gpu, "decode steps are replayed" if on_gpu else "there is no GPU")
     if num_tokens < num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {num_tokens} and max_num_seqs {num_seqs}: a step needs room for one token of "

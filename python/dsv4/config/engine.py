@@ -20,7 +20,7 @@ class EngineConfig:
     kv_cache_memory_bytes   bytes for all pools together; None: 1 GiB on the CPU
     max_num_seqs            most requests running at once
     max_num_batched_tokens  token budget of one step
-    cuda_graphs             on a GPU, decode steps are captured at start and replayed; off: one kernel at a time
+    cuda_graphs             decode steps are captured at start and replayed; False: one kernel at a time; None: on a GPU
     max_steps_in_flight     2: the next step is planned while one runs, and takes its tokens from there; 1: not
     max_num_queued_reqs, max_num_queued_tokens   bounds of the queue; None: 4 x max_num_seqs, 16 x max_model_len
     recipe                  limits by device and load: a name in config/recipes, or the path of a .toml file
@@ -42,7 +42,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     max_steps_in_flight: int | None = None
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None

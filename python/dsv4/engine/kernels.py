@@ -64,7 +64,13 @@ OPS: tuple[Op, ...] = (
 _FP8_ROWS = ("fp8_whole_64", "fp8_whole_128", "fp8_split_64", "fp8_split_128")
 IN_CUDA: tuple[Op, ...] = (
     Op(PRODUCTS, {"linear/fp8_rows.cu": _FP8_ROWS} | _TRITON_PRODUCTS),
-    Op(SPARSE_ATTENTION, {"attention/sparse_decode.cu": ("sparse_decode_1", "sparse_decode_2")}),
+    Op(
+        SPARSE_ATTENTION,
+        {
+            "attention/sparse_decode_pair.cu": ("sparse_decode_pair",),
+            "attention/sparse_decode.cu": ("sparse_decode",),
+        },
+    ),
 )
 """What serves an op instead where its `choice` says so: dsv4.kernels.linear's, dsv4.kernels.attention's."""
 

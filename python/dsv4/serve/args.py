@@ -128,7 +128,7 @@ SETTINGS: tuple[Setting, ...] = (
         "--cuda-graphs",
         "engine",
         switch,
-        "on a GPU, capture decode steps at start and replay them (off by default: shown on no GPU yet)",
+        "capture decode steps at start and replay them (the default on a GPU)",
         bare=True,
         negated=True,
     ),

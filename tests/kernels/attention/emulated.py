@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from tests.kernels.attention.paged import Tokens
-from tests.kernels.cuda.emulate import Grid, emulate
+from tests.kernels.cuda.emulate import Grid, emulate, library
 from torch import Tensor
 
 from dsv4.kernels.attention import hopper
@@ -24,14 +25,22 @@ def inputs_of(x: Tokens) -> hopper.Inputs:
     return hopper.Inputs(*fixed, 2, x.extra_pool, x.table, token_rows, 2, 2 * x.table.shape[1], 128)
 
 
-def run(
-    kernels: ctypes.CDLL, x: Tokens, each: int = 1, *, pairs: int = 1, seed: int = 0, eager: bool = False
-) -> Tensor:
-    """All tokens by `pairs` teams of `each` blocks; whatever the kernel leaves unwritten is NaN."""
-    i = inputs_of(x)
+class Pair(NamedTuple):
+    """Both kernels, by blocks per token."""
+
+    one: ctypes.CDLL
+    two: ctypes.CDLL
+
+
+def built() -> Pair:
+    return Pair(*(library(hopper.ENTRIES[each].source) for each in (1, 2)))
+
+
+def run(kernels: Pair, x: Tokens, each: int = 1, *, teams: int = 1, seed: int = 0, eager: bool = False) -> Tensor:
+    """All tokens by so many teams of `each` blocks; whatever the kernel leaves unwritten is NaN."""
+    i, entry = inputs_of(x), hopper.ENTRIES[each]
     out = torch.full_like(x.q, torch.nan)
-    grid = Grid(each * pairs, hopper.THREADS, hopper.SHARED_BYTES[each], each)
+    grid = Grid(each * teams, entry.threads, entry.shared_bytes, each)
     reads = (i.q, i.sink, i.window_pool, i.window_slots, i.positions, i.extra_pool, i.extra, i.token_rows)
-    arguments = i.arguments(out, SCALE)
-    emulate(kernels, f"sparse_decode_{each}", arguments, grid, reads, [out], seed=seed, eager=eager)
+    emulate(kernels[each - 1], entry.name, i.arguments(out, SCALE), grid, reads, [out], seed=seed, eager=eager)
     return out

@@ -1,4 +1,4 @@
-"""What NVRTC makes of sparse_decode.cu for Hopper; no GPU is involved."""
+"""What NVRTC makes of the kernels of sparse decode for Hopper; no GPU is involved."""
 
 from __future__ import annotations
 
@@ -9,76 +9,92 @@ from pathlib import Path
 import pytest
 
 from dsv4.errors import Violation
-from dsv4.kernels.attention.hopper import SHARED_BYTES, SOURCE
-from dsv4.kernels.cuda.compile import Nvrtc, cubin, sources
+from dsv4.kernels.attention.hopper import ENTRIES, Entry
+from dsv4.kernels.cuda.compile import Nvrtc, cubin
 
-ENTRIES = ["sparse_decode_1", "sparse_decode_2"]
+REGISTERS = {1: 168, 2: 128}  # at launch, so that 384 and 512 threads fit; the groups trade them afterwards
+SHAPES = {1: {"64x64x16", "64x256x16"}, 2: {"64x64x16", "64x128x16"}}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def each(request: pytest.FixtureRequest) -> int:
+    """Blocks per token."""
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[bytes, str]:
+def entry(each: int) -> Entry:
+    return ENTRIES[each]
+
+
+@pytest.fixture(scope="module")
+def made(entry: Entry) -> tuple[bytes, str]:
     try:
-        return Nvrtc().cubin(SOURCE, "sm_90a")
+        return Nvrtc().cubin(entry.source, "sm_90a")
     except Violation as error:
         if "there is no NVRTC" in str(error):
             pytest.skip(str(error))
         raise
 
 
+def tool(name: str) -> Path:
+    triton = pytest.importorskip("triton", reason=f"{name} comes with triton")
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def said(name: str, flag: str, code: bytes, folder: Path) -> str:
+    """What a tool says of a cubin."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(code)
+    return subprocess.run([tool(name), flag, file], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture(scope="module")
-def code(made: tuple[bytes, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Machine code by entry, as nvdisasm writes it."""
-    triton = pytest.importorskip("triton", reason="nvdisasm comes with triton")
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    file = tmp_path_factory.mktemp("cubin") / "sparse_decode.cubin"
-    file.write_bytes(made[0])
-    text = subprocess.run([tool, "-c", file], capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"\.text\.(sparse_decode_\d)\s+-+", text)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+def code(made: tuple[bytes, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The machine code, as nvdisasm writes it."""
+    return said("nvdisasm", "-c", made[0], tmp_path_factory.mktemp("cubin"))
 
 
-def test_registers_do_not_spill(made: tuple[bytes, str]) -> None:
-    """At most 168 at launch, so that 384 threads fit; the groups trade them afterwards."""
-    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", made[1])
-    assert found == [("0", "0")] * len(ENTRIES), made[1]
-    assert re.findall(r"Used (\d+) registers", made[1]) == ["168"] * len(ENTRIES), made[1]
+def test_registers_do_not_spill(made: tuple[bytes, str], each: int) -> None:
+    assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", made[1]) == [("0", "0")], made[1]
+    assert re.findall(r"Used (\d+) registers", made[1]) == [str(REGISTERS[each])], made[1]
 
 
 def test_products_run_behind_the_program(made: tuple[bytes, str]) -> None:
     assert "serialized" not in made[1], made[1]
 
 
-def test_the_matrix_units_and_the_trade_of_registers_are_in_the_code(code: dict[str, str]) -> None:
-    assert sorted(code) == ENTRIES
-    shapes = {name: set(re.findall(r"HGMMA\.(\w+)\.F32\.BF16", text)) for name, text in code.items()}
-    assert shapes == {"sparse_decode_1": {"64x64x16", "64x256x16"}, "sparse_decode_2": {"64x32x16", "64x128x16"}}
-    for text in code.values():
-        assert "USETMAXREG.TRY_ALLOC" in text
-        assert "USETMAXREG.DEALLOC" in text
-        assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
+def test_the_matrix_units_and_the_trade_of_registers_are_in_the_code(code: str, each: int) -> None:
+    assert set(re.findall(r"HGMMA\.(\w+)\.F32\.BF16", code)) == SHAPES[each]
+    assert "USETMAXREG.TRY_ALLOC" in code
+    assert "USETMAXREG.DEALLOC" in code
+    assert not re.search(r"\b(LDL|STL)\b", code), "local memory"
 
 
-def test_two_blocks_of_a_token_are_a_cluster(made: tuple[bytes, str], tmp_path: Path) -> None:
-    triton = pytest.importorskip("triton", reason="cuobjdump comes with triton")
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    file = tmp_path / "sparse_decode.cubin"
-    file.write_bytes(made[0])
-    text = subprocess.run([tool, "-elf", file], capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"\.nv\.info\.(sparse_decode_\d)\s*\n", text)
-    found = {name: "EIATTR_CTA_PER_CLUSTER" in part for name, part in zip(parts[1::2], parts[2::2], strict=True)}
-    assert found == {"sparse_decode_1": False, "sparse_decode_2": True}
+def test_two_blocks_of_a_token_are_a_cluster(made: tuple[bytes, str], each: int, tmp_path: Path) -> None:
+    assert ("EIATTR_CTA_PER_CLUSTER" in said("cuobjdump", "-elf", made[0], tmp_path)) == (each == 2)
 
 
-def test_rows_are_read_sixteen_bytes_at_a_time(code: dict[str, str]) -> None:
-    for name, text in code.items():
-        assert len(re.findall(r"LDG\.E\.\S*128", text)) >= 16, name
+def test_rows_are_read_sixteen_bytes_at_a_time(code: str) -> None:
+    assert len(re.findall(r"LDG\.E\.\S*128", code)) >= 16
 
 
-def test_the_shared_memory_that_a_launch_asks_for_is_the_layouts() -> None:
-    text = sources(SOURCE)[0]
-    for each, size in SHARED_BYTES.items():
-        assert f"static_assert(Layout<{each}>::BYTES == {size})" in text
-    assert max(SHARED_BYTES.values()) <= 227 * 1024
+def test_the_shared_memory_that_a_launch_asks_for_is_the_sources(entry: Entry) -> None:
+    assert f"static_assert(SHARED_BYTES == {entry.shared_bytes})" in entry.source.read_text()
+    assert f"THREADS = {entry.threads};" in entry.source.read_text()
+    assert entry.shared_bytes <= 227 * 1024
+
+
+def test_a_cubin_is_made_anew_where_a_header_beside_it_changed(
+    made: tuple[bytes, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSV4_KERNEL_CACHE", str(tmp_path / "kept"))
+    source, header = tmp_path / "small.cu", tmp_path / "beside.cuh"
+    source.write_text('#include "beside.cuh"\nKERNEL(32) small(int x) { if (x == NUMBER) machine::sync_block(); }\n')
+    header.write_text('#include "machine.cuh"\nconstexpr int NUMBER = 1;\n')
+    first = cubin(source)
+    header.write_text('#include "machine.cuh"\nconstexpr int NUMBER = 2;\n')
+    assert cubin(source) != first
 
 
 def test_a_cubin_is_kept_and_found_again(

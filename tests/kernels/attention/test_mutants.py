@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tests.kernels.attention.emulated import run
+from tests.kernels.attention.emulated import Pair, run
 from tests.kernels.attention.paged import tokens
 from tests.kernels.cuda.emulate import compiler, library
 
 from dsv4.errors import Violation
-from dsv4.kernels.attention.hopper import SOURCE
+from dsv4.kernels.attention.hopper import ENTRIES
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 
-MUTANTS = [
-    (1, "if (n > 0) sync_named(READ + group, 256);", "", "no barrier since the load"),
+ONE = [
+    ("if (n > 0) sync_named(READ + group, 256);", "", "no barrier since the load"),
     (
-        1,
-        "wait(base + L::EMPTY + 16 * stage + 8 * half, (n / L::STAGES + 1) % 2);",
+        "wait(base + EMPTY + 16 * stage + 8 * half, (n / STAGES + 1) % 2);",
         "",
         "no barrier since|running product",
     ),
-    (1, "fence_matrix_reads();\n                sync_warp();", "sync_warp();", "without a fence"),
-    (1, "n / L::STAGES % 2);", "(n / L::STAGES + 1) % 2);", "nobody wrote it|no barrier since|standstill"),
-    (1, "* TILE, TILE, 1024)", "* TILE, 16, 1024)", "wrong|running product"),
+    ("fence_matrix_reads();\n                sync_warp();", "sync_warp();", "without a fence"),
+    ("n / STAGES % 2);", "(n / STAGES + 1) % 2);", "nobody wrote it|no barrier since|standstill"),
+    ("* TILE, TILE, 1024)", "* TILE, 16, 1024)", "wrong|running product"),
     (
-        1,
         "            matrix_wait<2>();\n            release(n, 0);",
         "            release(n, 0);",
         "no barrier since|running",
     ),
-    (
-        2,
-        "receive(n, part);\n        if (token.first + 1 < token.last) send(n + 1);",
-        "if (token.first + 1 < token.last) send(n + 1);\n        receive(n, part);",
-        "no barrier since the load",
-    ),
+]
+TWO = [
+    # a part of the scores is sent before the other block has read the one before
+    ("if (own_count > 0) wait_for_remote(credit, (own_count - 1) % 2);", "", "no barrier since the load"),
+    # weights go where the other group still reads those of two units ago
+    ("if (again) sync_named(READ + group, 256);", "", "no barrier since the load|standstill"),
+    # the maximum, and the weights, before they are there
+    ("sync_named(MAXIMUM + other(), 256);", "", "no barrier since|nobody wrote it|standstill"),
+    ("sync_named(WEIGHED + other(), 256);", "", "no barrier since|nobody wrote it|standstill"),
+    # a stage is filled again while products read it; scores of a stage that is not full
+    ("wait(base + EMPTY + 8 * stage, (n / STAGES + 1) % 2);", "", "no barrier since|running product"),
+    ("wait(base + FULL + 8 * (n % STAGES), n / STAGES % 2);", "", "nobody wrote it|no barrier since"),
+    ("fence_matrix_reads();\n                sync_warp();", "sync_warp();", "without a fence"),
+    # the queries before the other group's half of them is there
+    ("sync_named(QUERIES, 256);", "", "nobody wrote it|no barrier since|without a fence"),
+    # a row of the ring before a scout has left it, and one that a producer has not taken yet
+    ("wait(base + FOUND + 8 * (i % 4), i / 4 % 2);", "", "no barrier since|nobody wrote it"),
+    ("wait(taken, (n + 1) % 2);", "", "no barrier since"),
+    # who owns the last unit, and which channels a group has
+    ("if ((count - 1) % 2 != group) {", "if (count % 2 != group) {", "wrong|standstill|no barrier since"),
+    ("stage(n) + group * 2 * TILE", "stage(n) + TILE", "wrong"),
 ]
 
 
@@ -46,19 +60,23 @@ def verdict(kernel: Path, each: int) -> str:
     """What the emulator says, or whether the result is right."""
     x = tokens([300, 700], "c4")
     try:
-        out = run(library(kernel, "-O1"), x, each)
+        mutant = library(kernel, "-O1")
+        out = run(Pair(mutant, mutant), x, each)
     except Violation as error:
         return str(error)
     return "right" if torch.allclose(out.float(), x.expected(), atol=0.1) else "wrong"
 
 
-@pytest.mark.parametrize(("each", "text", "instead", "message"), MUTANTS)
+@pytest.mark.parametrize(
+    ("each", "text", "instead", "message"), [(1, *mutant) for mutant in ONE] + [(2, *mutant) for mutant in TWO]
+)
 def test_a_mutant_is_found(
     each: int, text: str, instead: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DSV4_KERNEL_CACHE", str(tmp_path))
-    source = SOURCE.read_text()
+    source = ENTRIES[each].source.read_text()
     assert source.count(text) == 1, "the kernel has changed: write the mutant anew"
+    shutil.copy(ENTRIES[each].source.with_name("sparse_decode.cuh"), tmp_path)
     path = tmp_path / "mutant.cu"
     path.write_text(source.replace(text, instead))
     assert re.search(message, verdict(path, each))

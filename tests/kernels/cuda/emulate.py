@@ -61,7 +61,7 @@ def library(source: Path, optimise: str = "-O3") -> ctypes.CDLL:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            folders = (f"-I{HERE}", f"-I{EMULATOR.parent}")
+            folders = (f"-I{HERE}", f"-I{EMULATOR.parent}", f"-I{source.parent}")
             command = [found, *FLAGS, optimise, *folders, "-x", "c++", str(source), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

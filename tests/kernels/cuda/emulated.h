@@ -745,7 +745,8 @@ template <class T> inline T load_global(const void* at) {
     return w;
 }
 inline Words load_words(const void* at) { return load_global<Words>(at); }
-inline Pair load_pair(const void* at) { return load_global<Pair>(at); }
+inline Words load_words_if(bool exists, const void* at) { return exists ? load_words(at) : Words{{0, 0, 0, 0}}; }
+inline Pair load_pair_if(bool exists, const void* at) { return exists ? load_global<Pair>(at) : Pair{{0, 0}}; }
 inline u32 load_word(const void* at) { return load_global<u32>(at); }
 inline u32 load_fresh(const void* at) { return load_global<u32>(at); }
 inline void store_words(void* at, Words w) {
@@ -753,10 +754,12 @@ inline void store_words(void* at, Words w) {
     memcpy(at, &w, 16);
 }
 
-inline void prefetch(const void* at) { emulation::global_at(at, 1, false, "prefetch"); }
 inline void store_pair(void* at, Pair w) {
     emulation::global_at(at, 8, true, "global store");
     memcpy(at, &w, 8);
+}
+inline void prefetch_if(bool exists, const void* at) {
+    if (exists) emulation::global_at(at, 1, false, "prefetch");
 }
 inline void store_word(void* at, u32 w) {
     emulation::global_at(at, 4, true, "global store");

@@ -17,6 +17,7 @@ from dsv4.kernels.linear import choice as linear
 from dsv4.kernels.linear import hopper as linear_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PREFERRED = {"sparse attention": CUDA, "FP8 products": TRITON}
 OPS = {"sparse attention": (attention, attention_kernels), "FP8 products": (linear, linear_kernels)}
 
 
@@ -35,13 +36,29 @@ def module(op: str) -> ModuleType:
     return OPS[op][0]
 
 
-@pytest.mark.parametrize("device", [CPU, GPU])
-def test_triton_serves_unless_the_other_is_asked_for(
-    op: str, module: ModuleType, device: torch.device, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_triton_serves_a_cpu_and_that_is_told(op: str, module: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert module.choice(device) == Choice(TRITON, "the default")
-    assert [record.message for record in caplog.records] == [f"{op} on {device}: triton serves (the default)"]
+        assert module.choice(CPU) == Choice(TRITON, "the default")
+    assert [record.message for record in caplog.records] == [f"{op} on cpu: triton serves (the default)"]
+
+
+def fails(_: torch.device) -> None:
+    raise Violation("NVRTC 1.0 on a source: no")
+
+
+def test_the_preferred_one_serves_hopper_if_it_compiles(
+    op: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_cuda = PREFERRED[op] == CUDA
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(OPS[op][1], "kernels_on", lambda _: None)
+    assert module.choice(GPU) == Choice(PREFERRED[op], "the default on Hopper" if is_cuda else "the default")
+    module.choice.cache_clear()
+    monkeypatch.setattr(OPS[op][1], "kernels_on", fails)
+    assert module.choice(GPU) == Choice(TRITON, "NVRTC 1.0 on a source: no" if is_cuda else "the default")
+    module.choice.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    assert module.choice(GPU).name == TRITON
 
 
 def test_a_device_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +81,6 @@ def test_cuda_serves_hopper_alone_and_only_if_it_compiles(
     monkeypatch.setattr(OPS[op][1], "kernels_on", lambda _: None)
     assert module.choice(GPU) == Choice(CUDA, f"{module.VARIABLE} asks for it")
     module.choice.cache_clear()
-
-    def fails(_: torch.device) -> None:
-        raise Violation("NVRTC 1.0 on a source: no")
-
     monkeypatch.setattr(OPS[op][1], "kernels_on", fails)
     with pytest.raises(Violation, match=r"NVRTC 1\.0"):
         module.choice(GPU)

@@ -1,7 +1,7 @@
-"""Which implementation serves sparse attention on a device: Triton, or CUDA C++ where DSV4_SPARSE_DECODE=cuda asks.
+"""Which implementation serves sparse attention: CUDA C++ on Hopper, else Triton, or what DSV4_SPARSE_DECODE names.
 
-One kernel serves all batches, since their bits differ: CUDA's was faster from 32 or 64 tokens on and up to 2.5 times
-slower at fewer when it was last measured (docs/notes/attention.md), so that Triton is the default.
+One of them serves all batches, since their bits differ. CUDA's is the faster one but for one to some eight tokens of C4
+layers and a single token of window layers (docs/notes/attention.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import torch
 
 from dsv4.kernels.attention import hopper
-from dsv4.kernels.cuda.choice import Choice, decided
+from dsv4.kernels.cuda.choice import CUDA, Choice, decided
 
 VARIABLE = "DSV4_SPARSE_DECODE"
 
@@ -19,4 +19,4 @@ VARIABLE = "DSV4_SPARSE_DECODE"
 @functools.cache
 def choice(device: torch.device) -> Choice:
     """Decided at the first call for a device. Raises Violation if what is asked for cannot serve."""
-    return decided("sparse attention", VARIABLE, device, hopper.kernels_on)
+    return decided("sparse attention", VARIABLE, device, hopper.kernels_on, preferred=CUDA)

@@ -1,4 +1,7 @@
-"""Sparse decode on Hopper: the launch of sparse_decode.cu. What is computed is `sparse_decode`'s to say."""
+"""Sparse decode on Hopper: the launch of sparse_decode.cu, and of sparse_decode_pair.cu where a token has two blocks.
+
+What is computed is `sparse_decode`'s to say. Both give a token the same bits.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from torch import Tensor
 from dsv4.kernels.cuda.compile import cubin
 from dsv4.kernels.cuda.device import Kernel, Module
 
-SOURCE = Path(__file__).with_name("sparse_decode.cu")
-THREADS = 384
-SHARED_BYTES = {1: 229_456, 2: 213_120}  # by blocks per token; the source's Layout::BYTES
+FOLDER = Path(__file__).parent
 
 
 class Arguments(ctypes.Structure):
@@ -48,15 +49,31 @@ class Arguments(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a launch is cut: never changes a result."""
+    """How a launch is cut: never changes a result.
+
+    blocks  all of them, so many per token and 64 heads; what the device has no room for waits in their loops
+    """
 
     blocks_per_token: int
     blocks: int
 
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A kernel of the sources. The shared memory is what it says itself in a static_assert."""
+
+    name: str
+    threads: int
+    shared_bytes: int
+
     @property
-    def kernel(self) -> str:
-        """The entry of the source that serves this cut."""
-        return f"sparse_decode_{self.blocks_per_token}"
+    def source(self) -> Path:
+        """Where it is written."""
+        return FOLDER / f"{self.name}.cu"
+
+
+ENTRIES = {1: Entry("sparse_decode", 384, 229_424), 2: Entry("sparse_decode_pair", 512, 221_520)}
+"""By blocks per token."""
 
 
 def cut_of(num_tokens: int, num_heads: int, num_sms: int) -> Cut:
@@ -116,20 +133,21 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The source's entries on one device, by name."""
+    """The kernels on one device, by blocks per token."""
 
-    entries: dict[str, Kernel]
+    loaded: dict[int, Kernel]
     num_sms: int
 
 
 @functools.cache
 def kernels_on(device: torch.device) -> Kernels:
-    """Compiles the source, or takes it from disk, and loads it. Raises Violation where that fails."""
+    """Compiles the sources, or takes them from disk, and loads them. Raises Violation where that fails."""
     with torch.cuda.device(device):
-        module = Module(cubin(SOURCE))
-        names = {each: f"sparse_decode_{each}" for each in SHARED_BYTES}
-        entries = {name: module.kernel(name, THREADS, SHARED_BYTES[each]) for each, name in names.items()}
-        return Kernels(entries, torch.cuda.get_device_properties(device).multi_processor_count)
+        loaded = {
+            each: Module(cubin(entry.source)).kernel(entry.name, entry.threads, entry.shared_bytes)
+            for each, entry in ENTRIES.items()
+        }
+        return Kernels(loaded, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def launch(inputs: Inputs, out: Tensor, scale: float, cut: Cut | None = None) -> None:
@@ -138,4 +156,4 @@ def launch(inputs: Inputs, out: Tensor, scale: float, cut: Cut | None = None) ->
     T, H, _ = inputs.q.shape
     cut = cut or cut_of(T, H, kernels.num_sms)
     with torch.cuda.device(inputs.q.device):
-        kernels.entries[cut.kernel].launch(cut.blocks, inputs.arguments(out, scale))
+        kernels.loaded[cut.blocks_per_token].launch(cut.blocks, inputs.arguments(out, scale))

@@ -1,7 +1,8 @@
-"""Which implementation serves an op on a device: Triton, or CUDA C++ on Hopper where an environment variable asks.
+"""Which implementation serves an op on a device: Triton, or CUDA C++ on Hopper.
 
-What is asked for serves or fails. Nothing falls back later: an op decides once per device, the choice is logged with
-its reason, and told in the startup report.
+An environment variable asks for one, which serves or fails. Where nothing is asked, the op says which it prefers; CUDA
+C++ needs a Hopper GPU and a compiler, and Triton serves where there is none. Nothing falls back later: an op decides
+once per device, the choice is logged with its reason, and told in the startup report.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dsv4.errors import Violation
 from dsv4.kernels.contract import expect
 
 CUDA, TRITON = "cuda", "triton"
@@ -28,18 +30,46 @@ class Choice:
     why: str
 
 
-def decided(op: str, variable: str, device: torch.device, kernels_on: Callable[[torch.device], object]) -> Choice:
-    """Asks the environment; `kernels_on` compiles for a device. Raises Violation if what is asked for cannot serve."""
+def decided(
+    op: str,
+    variable: str,
+    device: torch.device,
+    kernels_on: Callable[[torch.device], object],
+    *,
+    preferred: str = TRITON,
+) -> Choice:
+    """Asks the environment, then what is preferred; `kernels_on` compiles for a device.
+
+    Raises Violation if what is asked for cannot serve.
+    """
     asked = os.environ.get(variable, "")
     expect(asked in {"", CUDA, TRITON}, f"{variable}={asked}: neither {CUDA} nor {TRITON}")
     if asked == CUDA:
-        expect(device.type == "cuda", f"{device.type} runs no CUDA code")
-        capability = torch.cuda.get_device_capability(device)
-        expect(capability == (9, 0), f"compute capability {capability[0]}.{capability[1]} is not Hopper's 9.0")
-        kernels_on(device)
-    made = Choice(asked or TRITON, f"{variable} asks for it" if asked else "the default")
+        _compile_on_hopper(device, kernels_on)
+        made = Choice(CUDA, f"{variable} asks for it")
+    elif asked == TRITON:
+        made = Choice(TRITON, f"{variable} asks for it")
+    else:
+        made = _unasked(device, kernels_on, preferred)
     _log.info("%s on %s: %s serves (%s)", op, device, made.name, made.why)
     return made
+
+
+def _unasked(device: torch.device, kernels_on: Callable[[torch.device], object], preferred: str) -> Choice:
+    if preferred == CUDA and device.type == "cuda":
+        try:
+            _compile_on_hopper(device, kernels_on)
+        except Violation as reason:
+            return Choice(TRITON, str(reason))
+        return Choice(CUDA, "the default on Hopper")
+    return Choice(TRITON, "the default")
+
+
+def _compile_on_hopper(device: torch.device, kernels_on: Callable[[torch.device], object]) -> None:
+    expect(device.type == "cuda", f"{device.type} runs no CUDA code")
+    capability = torch.cuda.get_device_capability(device)
+    expect(capability == (9, 0), f"compute capability {capability[0]}.{capability[1]} is not Hopper's 9.0")
+    kernels_on(device)
 
 
 def named(device: str) -> torch.device:

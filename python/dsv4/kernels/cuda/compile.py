@@ -29,8 +29,13 @@ def cache_folder() -> Path:
 
 
 def sources(source: Path) -> list[str]:
-    """The text of a kernel and of the headers that it may include."""
-    return [path.read_text() for path in (source, *(HERE / name for name in HEADERS))]
+    """The text of a kernel and of the headers that it may include: the machine's, and those beside it."""
+    return [path.read_text() for path in (source, *(HERE / name for name in HEADERS), *beside(source))]
+
+
+def beside(source: Path) -> list[Path]:
+    """Headers in the folder of a kernel."""
+    return sorted(source.parent.glob("*.cuh"))
 
 
 def _folders() -> list[Path]:
@@ -87,7 +92,7 @@ class Nvrtc:
         text, name = source.read_bytes(), source.name.encode()
         self._check(self._lib.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), "create")
         try:
-            options = [f"--gpu-architecture={arch}", f"-I{HERE}", "--ptxas-options=-v", *FLAGS]
+            options = [f"--gpu-architecture={arch}", f"-I{HERE}", f"-I{source.parent}", "--ptxas-options=-v", *FLAGS]
             options += [f"-D{name}" for name in defines]
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             status = self._lib.nvrtcCompileProgram(program, len(options), given)

@@ -106,9 +106,26 @@ DEVICE Words load_words(const void* at) {
     return w;
 }
 
-DEVICE Pair load_pair(const void* at) {
+// The same where there is something to load, and zeros elsewhere: one predicated instruction and no branch.
+DEVICE Words load_words_if(bool exists, const void* at) {
+    Words w;
+    asm volatile(
+        "{ .reg .pred exists;\n"
+        "setp.ne.u32 exists, %4, 0;\n"
+        "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+        "@exists ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%5]; }"
+        : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "r"(u32(exists)), "l"(at));
+    return w;
+}
+
+DEVICE Pair load_pair_if(bool exists, const void* at) {
     Pair w;
-    asm volatile("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(w.x[0]), "=r"(w.x[1]) : "l"(at));
+    asm volatile(
+        "{ .reg .pred exists;\n"
+        "setp.ne.u32 exists, %2, 0;\n"
+        "mov.b32 %0, 0;\nmov.b32 %1, 0;\n"
+        "@exists ld.global.nc.v2.b32 {%0, %1}, [%3]; }"
+        : "=r"(w.x[0]), "=r"(w.x[1]) : "r"(u32(exists)), "l"(at));
     return w;
 }
 
@@ -125,7 +142,13 @@ DEVICE u32 load_fresh(const void* at) {
     return w;
 }
 
-DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
+// The line of this address comes to L2.
+DEVICE void prefetch_if(bool exists, const void* at) {
+    asm volatile(
+        "{ .reg .pred exists;\n"
+        "setp.ne.u32 exists, %0, 0;\n"
+        "@exists prefetch.global.L2 [%1]; }" :: "r"(u32(exists)), "l"(at));
+}
 
 DEVICE void store_words(void* at, Words w) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
