@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::limits::Limits;
-use crate::metadata::StepLayout;
+use crate::metadata::{Memories, StepLayout};
 use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
 use crate::recipe::{Dispatch, Recipe};
@@ -54,6 +54,7 @@ pub const MAX_SALT_BYTES: usize = 256;
 pub struct Core {
     scheduler: Scheduler,
     layout: StepLayout,
+    memories: Memories,
     capacity: Capacity,
     closed: bool,
 }
@@ -79,7 +80,8 @@ impl Core {
             max_logprobs: 0,
         };
         let scheduler = Scheduler::new(geometry, sizes, limits)?;
-        Ok(Self { scheduler, layout, capacity, closed: false })
+        let memories = Memories::default();
+        Ok(Self { scheduler, layout, memories, capacity, closed: false })
     }
 
     /// From now on the limits in force are those of the recipe's bands; before, they are the core's
@@ -213,7 +215,7 @@ impl Core {
             }
             _ => {}
         }
-        Ok(self.scheduler.plan(&self.layout, memory))
+        Ok(self.scheduler.plan(&self.layout, memory, &mut self.memories))
     }
 
     /// What happened. All events are checked before any is applied.

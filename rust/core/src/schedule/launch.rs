@@ -3,7 +3,7 @@
 use super::{Flight, Row, Scheduler};
 use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
-use crate::metadata::{RowInput, StepLayout};
+use crate::metadata::{Memories, RowInput, StepArrays, StepLayout};
 use crate::planted::{self, Bug};
 use crate::request::Phase;
 
@@ -43,7 +43,12 @@ pub struct Plan {
 
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
-    pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+    pub(crate) fn plan(
+        &mut self,
+        layout: &StepLayout,
+        memory: &mut [i32],
+        known: &mut Memories,
+    ) -> Option<Plan> {
         self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
@@ -58,7 +63,7 @@ impl Scheduler {
         self.pools.begin(step);
         let spare = self.spare_rows.pop().unwrap_or_default();
         let rows = std::mem::replace(&mut self.chosen, spare);
-        let plan = self.write(step, &rows, layout, memory);
+        let plan = self.write(step, &rows, layout.arrays(memory, known));
         let (num_samples, num_answers) = (plan.num_samples, plan.sample_counts.len());
         self.flights.push_back(Flight { step, rows, num_samples, num_answers });
         Some(plan)
@@ -98,14 +103,7 @@ impl Scheduler {
     }
 
     /// Fills the arrays row by row; each request then moves on to what comes after this step.
-    fn write(
-        &mut self,
-        step: StepId,
-        rows: &[Row],
-        layout: &StepLayout,
-        memory: &mut [i32],
-    ) -> Plan {
-        let mut arrays = layout.arrays(memory);
+    fn write(&mut self, step: StepId, rows: &[Row], mut arrays: StepArrays<'_>) -> Plan {
         let mut plan = Plan {
             step_id: step,
             request_ids: Vec::with_capacity(rows.len()),
