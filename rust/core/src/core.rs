@@ -18,6 +18,7 @@ use crate::schedule::Scheduler;
 pub use crate::schedule::{
     Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
 };
+use crate::tokens::Tokens;
 use crate::transfer::ids::Room;
 use crate::transfer::placement::Placement;
 pub use crate::transfer::rooms::Side;
@@ -162,7 +163,7 @@ impl Core {
             id,
             rank,
             num_prompt_tokens,
-            tokens: new.prompt,
+            tokens: Tokens::new(new.prompt),
             max_tokens: if is_sent { 1 } else { max_tokens as usize },
             min_tokens: usize::try_from(new.min_tokens).expect(narrow),
             stop_token_ids: new
@@ -317,7 +318,7 @@ impl Core {
             Phase::Decoding(decoding) => {
                 let request = &decoding.active.request;
                 let (made, most) = (request.num_generated(), request.max_tokens);
-                let is_ready = matches!(decoding.next(), Next::Known(_));
+                let is_ready = matches!(decoding.next(), Next::Known);
                 let now = if is_ready { "is ready" } else { "waits for its sample" };
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }

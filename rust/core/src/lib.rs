@@ -46,6 +46,7 @@ pub mod metadata;
 
 pub mod admit;
 mod request;
+mod tokens;
 
 mod schedule;
 

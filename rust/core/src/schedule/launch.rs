@@ -5,7 +5,7 @@ use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
 use crate::metadata::{Memories, RowInput, StepArrays, StepLayout};
 use crate::planted::{self, Bug};
-use crate::request::Phase;
+use crate::request::{Phase, Prefilling};
 
 /// One decided step; its arrays are in the lent memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,26 +113,25 @@ impl Scheduler {
             ..Plan::default()
         };
         for row in rows {
+            let first_sample = arrays.num_samples;
+            let input = match self.requests.at_mut(row.place) {
+                Phase::Waiting(_) => continue,
+                Phase::Decoding(decoding) => {
+                    let drafts = &decoding.drafts[..row.num_drafts()];
+                    let (tokens, bank) = (decoding.known(), decoding.bank);
+                    RowInput { tokens, drafts, bank, ..row.input(&decoding.active.tables) }
+                }
+                Phase::Prefilling(Prefilling(active)) => {
+                    let (tokens, behind) =
+                        active.request.tokens.all()[row.start..].split_at(row.len);
+                    let next = behind.first().copied();
+                    RowInput { tokens, next, ..row.input(&active.tables) }
+                }
+            };
+            let num_drafts = input.drafts.len();
+            arrays.push(&input);
             let phase = self.requests.at(row.place);
             let Some(active) = phase.active() else { continue };
-            let all = &active.request.tokens;
-            let (tokens, drafts, bank) = match phase {
-                Phase::Decoding(decoding) => {
-                    (decoding.known(), &decoding.drafts[..row.num_drafts()], decoding.bank)
-                }
-                _ => (&all[row.start..row.end()], &[][..], 0),
-            };
-            let first_sample = arrays.num_samples;
-            arrays.push(&RowInput {
-                tokens,
-                source: row.source,
-                drafts,
-                next: all.get(row.end()).copied(),
-                start: row.start,
-                tables: &active.tables,
-                num_samples: row.num_samples,
-                bank,
-            });
             plan.request_ids.push(row.id);
             if row.num_samples > 0 {
                 plan.sample_counts.push(row.num_samples);
@@ -142,7 +141,7 @@ impl Scheduler {
                 plan.sample_positions.push(position + 1 - active.request.num_prompt_tokens);
             }
             plan.num_forwarded += usize::from(row.source.is_some());
-            plan.num_draft_tokens += drafts.len();
+            plan.num_draft_tokens += num_drafts;
             if let Phase::Prefilling(_) = phase {
                 plan.num_prefill_tokens += row.len;
             }

@@ -30,7 +30,7 @@ impl Scheduler {
             return Room::No;
         }
         let request = &mut waiting.request;
-        let mut found = self.prefix.find(&mut request.sharing, &request.tokens);
+        let mut found = self.prefix.find(&mut request.sharing, request.tokens.all());
         let (num_tokens, output) = (request.tokens.len(), request.output_left());
         loop {
             let need = self.pools.need(num_tokens, output, found.num_hit());
@@ -57,7 +57,7 @@ impl Scheduler {
                 continue;
             };
             let stops = self.prefix.stops(&request.sharing, num_tokens, &found);
-            self.prefix.count(&mut request.sharing, &request.tokens, &found);
+            self.prefix.count(&mut request.sharing, request.tokens.all(), &found);
             let Some(lent) = lent else {
                 let reuse = Reuse { stops, ..Reuse::default() };
                 return Room::Made(Box::new((reservation.commit(request.id), reuse)));
@@ -80,8 +80,8 @@ impl Scheduler {
     /// Why a waiting request does not start; None if there is room.
     pub(crate) fn waits_for(&mut self, place: Place) -> Option<Wait> {
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return None };
-        let found = self.prefix.find(&mut waiting.request.sharing, &waiting.request.tokens);
-        let request = &waiting.request;
+        let request = &mut waiting.request;
+        let found = self.prefix.find(&mut request.sharing, request.tokens.all());
         let need = self.pools.need(request.tokens.len(), request.output_left(), found.num_hit());
         let pools = &self.pools;
         let evictable = |group| self.prefix.num_evictable(pools.of(group), group, &found);
