@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 
 use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
-use crate::ids::{BlockId, RequestId, int};
+use crate::ids::{BlockId, RequestId, int, narrow};
 use crate::planted::{self, Bug};
 use crate::pool::{Pool, SlotState, State};
 use crate::transfer::ids::{Ticket, WriterKey};
@@ -67,13 +67,13 @@ pub struct BlockTable {
     rest: Box<Rest>,
     /// The last block, if it is open: what a decoding request writes.
     newest: Option<Block<Open>>,
-    block_tokens: usize,
+    block_tokens: u32,
     /// Blocks before this index are holes.
-    first: usize,
+    first: u32,
     /// Positions from the first block up to here are covered.
-    end: usize,
+    end: u32,
     /// The first open block is full once positions below this are written.
-    next_full: usize,
+    next_full: u32,
     /// Which row this is: two of one pool that differ have different ones, at any time.
     edition: u64,
 }
@@ -114,6 +114,7 @@ impl BlockTable {
         let closed = shared.into_iter().map(Closed::Shared).collect();
         let (pool, open) = (pool.share(), VecDeque::new());
         let rest = Box::new(Rest { pool, owner, entitled, closed, incoming: None, open, row });
+        let (block_tokens, first) = (narrow(block_tokens), narrow(first));
         let (end, next_full, edition) = (0, 0, 0);
         let mut table = Self { rest, newest: None, block_tokens, first, end, next_full, edition };
         table.renew();
@@ -127,21 +128,21 @@ impl BlockTable {
     }
 
     /// `end` and `next_full`, from the blocks.
-    fn bounds(&self) -> (usize, usize) {
+    fn bounds(&self) -> (u32, u32) {
         let Rest { row, closed, .. } = &*self.rest;
         let [end, next_full] = [row.len(), closed.len() + 1]
-            .map(|num_blocks| (self.first + num_blocks) * self.block_tokens);
+            .map(|num_blocks| (self.first + narrow(num_blocks)) * self.block_tokens);
         (end, next_full)
     }
 
     /// Positions from the first block up to here are covered.
     pub fn end(&self) -> usize {
-        self.end
+        self.end as usize
     }
 
     /// Index of the first block that is no hole.
     pub fn first(&self) -> usize {
-        self.first
+        self.first as usize
     }
 
     /// Block ids from the first that is no hole.
@@ -156,12 +157,12 @@ impl BlockTable {
 
     /// Tokens of a block.
     pub fn block_tokens(&self) -> usize {
-        self.block_tokens
+        self.block_tokens as usize
     }
 
     /// Blocks to take so that positions below `end` are covered.
     pub fn missing(&self, end: usize) -> usize {
-        end.saturating_sub(self.end).div_ceil(self.block_tokens)
+        end.saturating_sub(self.end()).div_ceil(self.block_tokens())
     }
 
     /// The block of a position that is covered, and the place of the position in it.
@@ -169,15 +170,15 @@ impl BlockTable {
         if let (Some(block), Some(inside)) = (&self.newest, self.inside_last(position)) {
             return (int(block.id().get() as usize), inside);
         }
-        let place = position / self.block_tokens - self.first;
-        (self.rest.row[place], position % self.block_tokens)
+        let place = position / self.block_tokens() - self.first();
+        (self.rest.row[place], position % self.block_tokens())
     }
 
     /// The place of a position in the last block, if it is there. What a decoding request writes
     /// is, and needs no division.
     fn inside_last(&self, position: usize) -> Option<usize> {
-        let inside = (position + self.block_tokens).checked_sub(self.end)?;
-        (inside < self.block_tokens).then_some(inside)
+        let inside = (position + self.block_tokens()).checked_sub(self.end())?;
+        (inside < self.block_tokens()).then_some(inside)
     }
 
     /// Blocks promised at admission.
@@ -289,7 +290,7 @@ impl BlockTable {
         indices: std::ops::Range<usize>,
     ) -> Result<Vec<BlockId>, Violation> {
         let mut ids = Vec::with_capacity(indices.len());
-        for place in indices.map(|index| index - self.first) {
+        for place in indices.map(|index| index - self.first()) {
             let closed = &self.rest.closed;
             let open = place.checked_sub(closed.len()).and_then(|at| self.open_at(at));
             ids.push(match (closed.get(place), open) {
@@ -305,12 +306,12 @@ impl BlockTable {
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
         let written = written + usize::from(planted::is(Bug::SealedEarly));
-        if self.next_full > written { Ok(()) } else { self.seal_full(written) }
+        if self.next_full as usize > written { Ok(()) } else { self.seal_full(written) }
     }
 
     #[inline(never)] // once in a block
     fn seal_full(&mut self, written: usize) -> Result<(), Violation> {
-        while self.next_full <= written {
+        while self.next_full as usize <= written {
             let Some(block) = self.pop_open() else { break };
             match block.seal() {
                 Ok(block) => self.rest.closed.push_back(Closed::Sealed(block)),
@@ -326,12 +327,12 @@ impl BlockTable {
 
     /// Blocks wholly before `position`.
     pub(crate) fn holes_before(&self, position: usize) -> usize {
-        let early = if planted::is(Bug::SlideEarly) { self.block_tokens - 1 } else { 0 };
+        let early = if planted::is(Bug::SlideEarly) { self.block_tokens() - 1 } else { 0 };
         let position = position + early;
-        if position < (self.first + 1) * self.block_tokens {
+        if position < (self.first() + 1) * self.block_tokens() {
             return 0; // nearly always, and without a division
         }
-        (position / self.block_tokens - self.first).min(self.rest.row.len())
+        (position / self.block_tokens() - self.first()).min(self.rest.row.len())
     }
 
     /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
@@ -342,7 +343,7 @@ impl BlockTable {
             return;
         }
         let before = self.remainder();
-        for index in self.first..self.first + holes {
+        for index in self.first()..self.first() + holes {
             if let Some(block) = self.rest.closed.pop_front() {
                 take(index, Slid::Closed(block));
             } else if let Some(block) = self.pop_open() {
@@ -350,7 +351,7 @@ impl BlockTable {
             }
         }
         self.rest.row.drain(..holes);
-        self.first += holes;
+        self.first += narrow(holes);
         self.rest.pool.state().counts_mut().reserved += self.remainder() - before;
         self.renew();
     }
@@ -358,7 +359,7 @@ impl BlockTable {
     /// The full block at an index, from now on readable by others. None if the table holds no
     /// full block there.
     pub(crate) fn share_at(&mut self, index: usize) -> Result<Option<&Block<Shared>>, Violation> {
-        let Some(place) = index.checked_sub(self.first) else { return Ok(None) };
+        let Some(place) = index.checked_sub(self.first()) else { return Ok(None) };
         let closed = &mut self.rest.closed;
         if let Some(Closed::Sealed(_)) = closed.get(place) {
             let Some(block) = closed.remove(place) else { return Ok(None) };
@@ -379,7 +380,7 @@ impl BlockTable {
     /// From now on `block`, which holds the same tokens, stands at an index; what stood there is
     /// given up.
     pub(crate) fn replace_at(&mut self, index: usize, block: Block<Shared>) {
-        let Some(place) = index.checked_sub(self.first) else { return };
+        let Some(place) = index.checked_sub(self.first()) else { return };
         if let Some(closed) = self.rest.closed.get_mut(place) {
             self.rest.row[place] = int(block.id().get() as usize);
             *closed = Closed::Shared(block);
@@ -389,7 +390,7 @@ impl BlockTable {
 
     /// Is the block at an index already `id`?
     pub(crate) fn is_at(&self, index: usize, id: BlockId) -> bool {
-        let place = index.checked_sub(self.first).and_then(|place| self.rest.row.get(place));
+        let place = index.checked_sub(self.first()).and_then(|place| self.rest.row.get(place));
         place == Some(&int(id.get() as usize))
     }
 
@@ -402,16 +403,16 @@ impl BlockTable {
     ) -> Result<(), Violation> {
         if let Some(block) = &self.newest
             && self.inside_last(start).is_some()
-            && end <= self.end
+            && end <= self.end()
         {
             return state.expect_open(block.id(), block.generation());
         }
-        let mut indices = start / self.block_tokens..end.div_ceil(self.block_tokens);
+        let mut indices = start / self.block_tokens()..end.div_ceil(self.block_tokens());
         indices.try_for_each(|index| self.check_write(state, index))
     }
 
     fn check_write(&self, state: &mut State, index: usize) -> Result<(), Violation> {
-        let place = index.checked_sub(self.first + self.rest.closed.len());
+        let place = index.checked_sub(self.first() + self.rest.closed.len());
         match place.and_then(|place| self.open_at(place)) {
             Some(block) => state.expect_open(block.id(), block.generation()),
             None => Err(state.refuse_write(self.rest.owner, self.closed_id(index))),
@@ -420,7 +421,7 @@ impl BlockTable {
 
     /// The full block at an index, to name in a violation: only if no other request reads it.
     fn closed_id(&self, index: usize) -> Option<BlockId> {
-        match index.checked_sub(self.first).and_then(|place| self.rest.closed.get(place)) {
+        match index.checked_sub(self.first()).and_then(|place| self.rest.closed.get(place)) {
             Some(Closed::Sealed(block)) => Some(block.id()),
             Some(Closed::Shared(_)) | None => None,
         }

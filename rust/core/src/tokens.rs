@@ -11,7 +11,7 @@ pub(crate) struct Tokens {
     recent: [i32; MOST_RECENT],
 }
 
-const MOST_RECENT: usize = 7;
+const MOST_RECENT: usize = 15;
 
 impl Tokens {
     pub(crate) fn new(list: Vec<i32>) -> Self {

@@ -142,14 +142,15 @@ impl Scheduler {
             }
             plan.num_forwarded += usize::from(row.source.is_some());
             plan.num_draft_tokens += num_drafts;
-            if let Phase::Prefilling(_) = phase {
-                plan.num_prefill_tokens += row.len;
-            }
             if row.start == active.reuse.num_cached_tokens {
                 plan.started_request_ids.push(row.id);
                 plan.started_cached_tokens.push(row.start);
             }
-            self.copy_state(row, &mut arrays);
+            if let Phase::Prefilling(_) = phase {
+                plan.num_prefill_tokens += row.len;
+                self.restore_state(row, &mut arrays);
+            }
+            self.save_state(row, &mut arrays);
             self.move_on(row, step, first_sample);
         }
         plan.num_restores = arrays.restores.count;

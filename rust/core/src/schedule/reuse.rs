@@ -88,33 +88,41 @@ impl Scheduler {
         self.pools.shortage(&need, evictable).err()
     }
 
-    /// State that a row needs before its step, and state to keep after it.
+    /// State that a row that starts needs before its step.
     ///
     /// The step has begun: what is given up here may be read by it.
-    pub(super) fn copy_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
+    pub(super) fn restore_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
-        let slot = active.tables.slot.id();
-        if let Some(source) = active.reuse.restore.take() {
-            if !planted::is(Bug::RestoreSkipped) {
-                arrays.restores.push(source.id(), slot);
-            }
+        if let Some(source) = active.reuse.restore.take()
+            && !planted::is(Bug::RestoreSkipped)
+        {
+            arrays.restores.push(source.id(), active.tables.slot.id());
         }
+    }
+
+    /// State to keep after the step.
+    pub(super) fn save_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         // Of drafts, the first boundary is the likeliest to be reached.
         let end = match row.num_samples {
             0 | 1 => row.end(),
             _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
         };
-        let is_cached = self.prefix.caches(&active.request.sharing);
-        if !is_cached || end % self.geometry.block_tokens != 0 {
-            return;
+        if end % self.geometry.block_tokens == 0 {
+            self.save_state_at(end, row, arrays);
         }
+    }
+
+    #[inline(never)] // once in a block
+    fn save_state_at(&mut self, end: usize, row: &Row, arrays: &mut StepArrays<'_>) {
+        let Some(active) = self.requests.at(row.place).active() else { return };
         let is_stop = active.reuse.stops.has(end);
-        if !is_stop && row.num_samples == 0 {
+        let is_cached = self.prefix.caches(&active.request.sharing);
+        if !is_cached || (!is_stop && row.num_samples == 0) {
             return;
         }
         let Some(target) = self.take_slot(row.id) else { return };
-        arrays.saves.push(slot, target.id());
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+            arrays.saves.push(active.tables.slot.id(), target.id());
             let standing = active.reuse.stops.standing(end);
             active.reuse.saves.push(Save::new(end, target, !is_stop, standing));
         }
