@@ -223,20 +223,22 @@ impl BlockTable {
         if num_blocks > self.takeable(num_retired) {
             return false;
         }
-        let are_taken = (0..num_blocks).all(|_| self.take_block());
+        let are_taken = self.take(num_blocks);
         self.renew();
         are_taken
     }
 
-    fn take_block(&mut self) -> bool {
-        let is_promised = self.remainder() > 0;
-        let Some(block) = self.rest.pool.take(self.rest.owner) else { return false };
-        if is_promised {
-            self.rest.pool.state().counts_mut().reserved -= 1;
+    /// Takes so many blocks under one lock; false if there are too few.
+    fn take(&mut self, num_blocks: usize) -> bool {
+        let num_promised = self.remainder();
+        let Rest { pool, owner, open, row, .. } = &mut *self.rest;
+        let mut state = pool.state();
+        for place in 0..num_blocks {
+            let Some((id, generation)) = state.take(*owner) else { return false };
+            state.counts_mut().reserved -= usize::from(place < num_promised);
+            row.push(int(id.get() as usize - usize::from(planted::is(Bug::NeighbourBlock))));
+            open.extend(self.newest.replace(Block::taken(pool.share(), id, generation)));
         }
-        let id = block.id().get() as usize - usize::from(planted::is(Bug::NeighbourBlock));
-        self.rest.row.push(int(id));
-        self.push_open(block);
         true
     }
 
