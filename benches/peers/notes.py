@@ -55,9 +55,9 @@ It should be linear in the requests that run, and know nothing of those that wai
 
 ![cost per request and step](core_speed_running.svg)
 
-Up to some 500 requests it is. Beyond, each costs more: what a step touches (request, tables, slots, rows of the block
-tables: some two dozen cache lines per request) no longer fits the second-level cache of 2 MB. At 8,192 a profile shows
-the same functions as at 512, waiting for memory.
+Up to some 2,000 requests it is. Beyond, each costs more: what a step touches (request, slots, rows of the step: some dozen
+cache lines per request) no longer fits the second-level cache of 2 MB, and each of its passes fetches it again
+(`core_layout.md`).
 
 {running}
 
