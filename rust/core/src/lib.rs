@@ -25,6 +25,7 @@
 pub mod error;
 pub mod ids;
 mod planted;
+mod tokens;
 
 pub mod geometry;
 pub mod limits;
@@ -46,7 +47,6 @@ pub mod metadata;
 
 pub mod admit;
 mod request;
-mod tokens;
 
 mod schedule;
 
