@@ -29,7 +29,8 @@ ROWS = """What a row is, exactly, is the function of that name in `benches/peers
 - **step**: dsv4: `plan` into lent memory (every array of the step is written: tokens, positions, write slots, compress
   plan; of the block tables the rows that changed), `StepDone` from a list, `advance`, through the binding. "Lists
   read": with the lists of ids that the engine's loop asks for. vLLM: `Scheduler.schedule()` and
-  `update_from_output()`; its arrays are filled elsewhere, later. SGLang: its scheduler needs model workers, so this is `alloc_decode` of the whole batch alone.
+  `update_from_output()`; its arrays are filled elsewhere, later. SGLang: its scheduler needs model workers, so
+  this is `alloc_decode` of the whole batch alone.
 - **admit**: a prompt of 8,192 tokens nobody has seen. dsv4: `submit` of an int32 array and the `plan` that starts it:
   keys of 32 blocks, look-up, reservation, a first step of 256 tokens; or of 7,936 with all its arrays; or given as a
   Python list, whose conversion costs the difference. vLLM: `Request` (hashes), `add_request`, `schedule` (takes its
