@@ -26,10 +26,11 @@ in one run; "(n x)" is a peer's time over ours, the median over rounds in which 
 
 ROWS = """What a row is, exactly, is the function of that name in `benches/peers/drive_*.py`. In short:
 
-- **step**: dsv4: `plan` into lent memory (every array of the step is written: tokens, positions, block tables, write
-  slots, compress plan), `StepDone` from a list, `advance`, through the binding. "Lists read": with the lists of ids
-  that the engine's loop asks for. vLLM: `Scheduler.schedule()` and `update_from_output()`; its arrays are filled
-  elsewhere, later. SGLang: its scheduler needs model workers, so this is `alloc_decode` of the whole batch alone.
+- **step**: dsv4: `plan` into lent memory (every array of the step is written: tokens, positions, write slots, compress
+  plan; of the block tables the rows that changed), `StepDone` from a list, `advance`, through the binding. "Lists
+  read": with the lists of ids that the engine's loop asks for. vLLM: `Scheduler.schedule()` and
+  `update_from_output()`; its arrays are filled elsewhere, later. SGLang: its scheduler needs model workers, so
+  this is `alloc_decode` of the whole batch alone.
 - **admit**: a prompt of 8,192 tokens nobody has seen. dsv4: `submit` of an int32 array and the `plan` that starts it:
   keys of 32 blocks, look-up, reservation, a first step of 256 tokens; or of 7,936 with all its arrays; or given as a
   Python list, whose conversion costs the difference. vLLM: `Request` (hashes), `add_request`, `schedule` (takes its
@@ -55,9 +56,9 @@ It should be linear in the requests that run, and know nothing of those that wai
 
 ![cost per request and step](core_speed_running.svg)
 
-Up to some 500 requests it is. Beyond, each costs more: what a step touches (request, tables, slots, rows of the block
-tables: some two dozen cache lines per request) no longer fits the second-level cache of 2 MB. At 8,192 a profile shows
-the same functions as at 512, waiting for memory.
+Up to some 2,000 requests it is. Beyond, each costs more: what a step touches (request, slots, rows of the step: a
+dozen cache lines and more per request) no longer fits the second-level cache of 2 MB, and each of its passes fetches it
+again (`core_layout.md`).
 
 {running}
 

@@ -537,8 +537,11 @@ class Core:
         """Decides the next step and fills `memory` (writable, contiguous, at least step_bytes, aligned to 64).
 
         None if there is nothing to do now; then `advance` once with what happened, or with (), before waiting for more:
-        it tells of requests that this call had to end. The memory is lent for the call alone. Raises Misuse when
-        max_steps_in_flight steps are not done, EngineClosed after shutdown, BufferError for memory that does not fit.
+        it tells of requests that this call had to end. The memory is lent for the call alone. Of the block tables, only
+        rows that differ from what the core last left in the memory are written: whoever else writes to them overwrites
+        its last two words of step_bytes as well, and they are written whole. So they are in a memory that is not one of
+        the four it knows. Raises Misuse when max_steps_in_flight steps are not done, EngineClosed after shutdown,
+        BufferError for memory that does not fit.
         """
     def advance(self, events: Sequence[StepDone | Stopped | RoomEvent | Tick]) -> Outcome:
         """Applies what happened, in order, or refuses all of it and changes nothing.

@@ -170,3 +170,23 @@ def test_prompts_drafts_and_steps_that_no_shape_serves_are_run_eagerly(device: t
     assert step(2, 4, 4, 2) is None, "drafts"
     assert step(5, 5, 5, 1) is None
     assert step(3, 3, 3, 1, MAX_LEN + 1) is None
+
+
+def test_tables_that_an_idle_step_overwrote_are_written_again(device: torch.device) -> None:
+    """The core writes only rows that differ from what it left in the memory."""
+    filled = core()
+    memory = StepMemory(filled, device)
+    filled.submit([3, 4, 5], max_tokens=9)
+    tables = []
+    for _ in range(3):
+        plan = filled.plan(memory.memory)
+        assert plan is not None
+        filled.advance([StepDone(plan.step_id, [7])])
+        memory.send()
+        tables.append([memory.array(f"block_table_{group}", 1).clone() for group in ("full", "swa")])
+        memory.idle(4)
+    assert tables[0][0][0, 0] > 0
+    assert tables[0][1][0, 0] > 0
+    for full, swa in tables[1:]:
+        assert torch.equal(full, tables[0][0])
+        assert torch.equal(swa, tables[0][1])

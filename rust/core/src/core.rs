@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::limits::Limits;
-use crate::metadata::StepLayout;
+use crate::metadata::{Memories, StepLayout};
 use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
 use crate::recipe::{Dispatch, Recipe};
@@ -18,6 +18,7 @@ use crate::schedule::Scheduler;
 pub use crate::schedule::{
     Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
 };
+use crate::tokens::Tokens;
 use crate::transfer::ids::Room;
 use crate::transfer::placement::Placement;
 pub use crate::transfer::rooms::Side;
@@ -54,6 +55,7 @@ pub const MAX_SALT_BYTES: usize = 256;
 pub struct Core {
     scheduler: Scheduler,
     layout: StepLayout,
+    memories: Memories,
     capacity: Capacity,
     closed: bool,
 }
@@ -79,7 +81,8 @@ impl Core {
             max_logprobs: 0,
         };
         let scheduler = Scheduler::new(geometry, sizes, limits)?;
-        Ok(Self { scheduler, layout, capacity, closed: false })
+        let memories = Memories::default();
+        Ok(Self { scheduler, layout, memories, capacity, closed: false })
     }
 
     /// From now on the limits in force are those of the recipe's bands; before, they are the core's
@@ -160,7 +163,7 @@ impl Core {
             id,
             rank,
             num_prompt_tokens,
-            tokens: new.prompt,
+            tokens: Tokens::new(new.prompt),
             max_tokens: if is_sent { 1 } else { max_tokens as usize },
             min_tokens: usize::try_from(new.min_tokens).expect(narrow),
             stop_token_ids: new
@@ -213,7 +216,7 @@ impl Core {
             }
             _ => {}
         }
-        Ok(self.scheduler.plan(&self.layout, memory))
+        Ok(self.scheduler.plan(&self.layout, memory, &mut self.memories))
     }
 
     /// What happened. All events are checked before any is applied.
@@ -315,7 +318,7 @@ impl Core {
             Phase::Decoding(decoding) => {
                 let request = &decoding.active.request;
                 let (made, most) = (request.num_generated(), request.max_tokens);
-                let is_ready = matches!(decoding.next(), Next::Known(_));
+                let is_ready = matches!(decoding.next(), Next::Known);
                 let now = if is_ready { "is ready" } else { "waits for its sample" };
                 format!("request {id} is decoding: {made} of at most {most} tokens; it {now}")
             }

@@ -19,6 +19,11 @@ pub(crate) fn int(value: usize) -> i32 {
     i32::try_from(value).expect("limits and pool sizes are checked to fit int32")
 }
 
+/// A count or a position in half the bytes.
+pub(crate) fn narrow(value: usize) -> u32 {
+    u32::try_from(value).expect("limits and pool sizes are checked to fit int32")
+}
+
 impl BlockId {
     /// The block of a place in the slot table, where place 0 is block 1.
     pub(crate) fn at(place: usize) -> Self {

@@ -25,6 +25,7 @@
 pub mod error;
 pub mod ids;
 mod planted;
+mod tokens;
 
 pub mod geometry;
 pub mod limits;

@@ -4,9 +4,11 @@
 //! the limits, and its offset. It is computed once, so the largest legal step fits by
 //! construction, and addresses never move. Meanings are those of `dsv4.model.inputs.StepInputs`.
 //!
-//! Behind the arrays lie marks that only this module reads: how much of each row of the block
-//! tables is not zero. So a row is cleared as far as the last step filled it, however wide it is,
-//! and memory that does not carry the marks of this layout is cleared once, altogether.
+//! A row of the block tables is written when it differs from what the memory has there, so that a
+//! step costs the same however long the contexts are. Behind the arrays lies a digest of all rows
+//! that were ever written to the memory; who lends one of which the core knows what rows it came
+//! of gets those rows changed that have changed, and any other memory is cleared once. So whoever
+//! else writes to the block tables has to overwrite the last two words as well.
 //!
 //! ```text
 //!   T tokens  B requests  F full blocks of a request  S window blocks of a chunk  R samples
@@ -133,7 +135,7 @@ impl StepLayout {
         let streams = if planted::is(Bug::SeedByHidden) { 1 } else { room.hc_mult };
         let seeds = SeedRows { rows: drafting(requests), values: streams * room.hidden };
         let hash = fnv1a(&format!("{geometry:?} {fields:?} {seeds:?} {drafts}"));
-        num_bytes += ((1 + 2 * requests) * WORD_BYTES).next_multiple_of(ALIGN_BYTES);
+        num_bytes += ALIGN_BYTES; // the digest, in the last words
         Self {
             fields,
             num_bytes,
@@ -171,9 +173,15 @@ impl StepLayout {
         self.hash
     }
 
-    /// The arrays inside `memory`, which has at least [`Self::num_words`] words.
-    pub(crate) fn arrays<'a>(&self, memory: &'a mut [i32]) -> StepArrays<'a> {
-        let mut rest = memory;
+    /// The arrays inside `memory`, which has at least [`Self::num_words`] words; `known` are the
+    /// memories that were lent before.
+    pub(crate) fn arrays<'a>(
+        &self,
+        memory: &'a mut [i32],
+        known: &'a mut Memories,
+    ) -> StepArrays<'a> {
+        let (mut rest, digest) = memory[..self.num_words()].split_at_mut(self.num_words() - 2);
+        let (written, is_known) = known.of(digest, self);
         let mut at = 0;
         let mut arrays = self.fields.iter().map(|field| {
             let (_, tail) = std::mem::take(&mut rest).split_at_mut(field.offset_bytes / 4 - at);
@@ -184,7 +192,7 @@ impl StepLayout {
         });
         let mut next = || arrays.next().expect("the layout has NUM_FIELDS fields");
         // In the order of `new`.
-        let mut arrays = StepArrays {
+        let arrays = StepArrays {
             token_ids: next(),
             positions: next(),
             token_rows: next(),
@@ -215,25 +223,65 @@ impl StepLayout {
             num_rows: 0,
             num_samples: 0,
             max_seq_len: 0,
-            filled_full: &mut [],
-            filled_swa: &mut [],
+            written,
+            digest,
         };
-        let (mark, rest) = rest.split_at_mut(1);
-        let (filled_full, rest) = rest.split_at_mut(self.max_num_requests);
-        arrays.filled_full = filled_full;
-        arrays.filled_swa = &mut rest[..self.max_num_requests];
-        if mark[0] != self.mark() {
-            arrays.clear_tables();
-            mark[0] = self.mark();
+        if !is_known {
+            arrays.block_table_full.fill(0);
+            arrays.block_table_swa.fill(0);
         }
         arrays
     }
+}
 
-    /// What memory that was filled under this layout carries; never zero.
-    fn mark(&self) -> i32 {
-        let [a, b, c, d, ..] = self.hash.to_le_bytes();
-        i32::from_le_bytes([a, b, c, d]) | 1
+/// Memories whose block tables the core knows, at most [`MOST_KNOWN`]; the latest first.
+#[derive(Debug, Default)]
+pub(crate) struct Memories(Vec<Written>);
+
+/// One for each step in flight, and as many again.
+const MOST_KNOWN: usize = 4;
+
+/// What one lent memory has in its block tables.
+#[derive(Debug)]
+struct Written {
+    /// Over every row that was written; the memory carries it too.
+    digest: u64,
+    /// Of each row, the editions of the full and the window table; 0: zeros.
+    editions: Vec<[u64; 2]>,
+}
+
+impl Memories {
+    /// What the memory with this digest has, and whether that was known; if not, it is to be cleared.
+    fn of(&mut self, digest: &[i32], layout: &StepLayout) -> (&mut Written, bool) {
+        let found = self.0.iter().position(|written| words(written.digest) == *digest);
+        if found.is_none() {
+            self.0.truncate(MOST_KNOWN - 1);
+            let editions = vec![[0; 2]; layout.max_num_requests];
+            self.0.insert(0, Written { digest: layout.hash, editions });
+        }
+        (&mut self.0[found.unwrap_or(0)], found.is_some())
     }
+}
+
+impl Written {
+    /// These ids were written to a row of the full (0) or the window (1) table.
+    fn note(&mut self, row: usize, table: usize, ids: &[i32]) {
+        let place = (2 * row + table) as u64;
+        let ids = ids.iter().map(|id| u64::from(id.unsigned_abs()));
+        self.digest = ids.fold(mixed(self.digest, place), mixed);
+        self.digest = mixed(self.digest, u64::MAX);
+    }
+}
+
+/// A hash and one word more.
+fn mixed(hash: u64, word: u64) -> u64 {
+    let product = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 29)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+fn words(digest: u64) -> [i32; 2] {
+    [digest as i32, (digest >> 32) as i32]
 }
 
 /// What one request does in a step.
@@ -288,20 +336,11 @@ pub(crate) struct StepArrays<'a> {
     pub(crate) num_rows: usize,
     pub(crate) num_samples: usize,
     pub(crate) max_seq_len: usize,
-    /// How many leading entries of each row are not zero.
-    filled_full: &'a mut [i32],
-    filled_swa: &'a mut [i32],
+    written: &'a mut Written,
+    digest: &'a mut [i32],
 }
 
 impl StepArrays<'_> {
-    /// Memory of unknown contents: from here on every row is zero.
-    fn clear_tables(&mut self) {
-        self.block_table_full.fill(0);
-        self.block_table_swa.fill(0);
-        self.filled_full.fill(0);
-        self.filled_swa.fill(0);
-    }
-
     /// Adds one request.
     pub(crate) fn push(&mut self, input: &RowInput<'_>) {
         let (row, first, start) = (self.num_rows, self.num_tokens, input.start);
@@ -317,10 +356,9 @@ impl StepArrays<'_> {
         self.seq_lens[row] = int(end);
 
         let tables = input.tables;
-        let full = &mut self.block_table_full[row * self.full_columns..][..self.full_columns];
-        copy_row(full, &mut self.filled_full[row], tables.full.row());
-        let swa = &mut self.block_table_swa[row * self.swa_columns..][..self.swa_columns];
-        copy_row(swa, &mut self.filled_swa[row], tables.swa.row());
+        if self.written.editions[row] != [tables.full.edition(), tables.swa.edition()] {
+            self.copy_rows(row, tables);
+        }
         if !planted::is(Bug::StaleFirst) {
             self.swa_first_block[row] = int(tables.swa.first());
         }
@@ -338,6 +376,23 @@ impl StepArrays<'_> {
         self.num_tokens = tokens.end;
         self.num_rows += 1;
         self.max_seq_len = self.max_seq_len.max(end);
+    }
+
+    #[inline(never)] // once in a block
+    fn copy_rows(&mut self, row: usize, tables: &Tables) {
+        let editions = [tables.full.edition(), tables.swa.edition()];
+        let before = std::mem::replace(&mut self.written.editions[row], editions);
+        let targets = [
+            (&mut *self.block_table_full, self.full_columns, tables.full.row()),
+            (&mut *self.block_table_swa, self.swa_columns, tables.swa.row()),
+        ];
+        for (table, (array, columns, ids)) in targets.into_iter().enumerate() {
+            if before[table] != editions[table] {
+                copy_row(&mut array[row * columns..][..columns], ids);
+                self.written.note(row, table, ids);
+            }
+        }
+        self.digest.copy_from_slice(&words(self.written.digest));
     }
 
     /// Ids that are known, 0 for one that is not, then drafts.
@@ -428,17 +483,13 @@ fn count_up(places: &mut [i32], first: i32) {
     }
 }
 
-/// The ids of a table, then zeros as far as the row was `filled` before.
-fn copy_row(row: &mut [i32], filled: &mut i32, ids: &[i32]) {
+/// The ids of a table, then zeros instead of what is left of a longer one.
+fn copy_row(row: &mut [i32], ids: &[i32]) {
     let (used, rest) = row.split_at_mut(ids.len());
     used.copy_from_slice(ids);
-    let filled_before = usize::try_from(*filled).unwrap_or(usize::MAX);
-    let filled_before = if planted::is(Bug::RowNotCleared) { 0 } else { filled_before };
-    let num_stale = filled_before.saturating_sub(ids.len()).min(rest.len());
-    if num_stale > 0 {
-        rest[..num_stale].fill(0);
-    }
-    *filled = int(ids.len());
+    let num_stale = rest.iter().take_while(|&&id| id != 0).count();
+    let num_stale = if planted::is(Bug::RowNotCleared) { 0 } else { num_stale };
+    rest[..num_stale].fill(0);
 }
 
 /// `block * 64 + position % 64` of each token, a run per block.

@@ -30,6 +30,7 @@ use crate::planted::{self, Bug};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
 use crate::table::Tables;
+use crate::tokens::Tokens;
 
 /// Order among requests, smallest first: static, total, and so free of starvation.
 ///
@@ -72,14 +73,15 @@ pub enum Finish {
 
 /// What was asked, and what was generated so far.
 #[derive(Debug)]
+#[repr(C)] // what a step looks at comes first, here and below
 pub(crate) struct Request {
     pub(crate) id: RequestId,
-    pub(crate) rank: Rank,
-    pub(crate) tokens: Vec<i32>,
+    pub(crate) tokens: Tokens,
     pub(crate) num_prompt_tokens: usize,
     pub(crate) max_tokens: usize,
     pub(crate) min_tokens: usize,
     pub(crate) stop_token_ids: Box<[i32]>,
+    pub(crate) rank: Rank,
     pub(crate) submitted_us: u64,
     pub(crate) sharing: Sharing,
 }
@@ -131,14 +133,15 @@ impl Waiting {
 
 /// What every running request has.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Active {
-    pub(crate) request: Request,
-    pub(crate) tables: Tables,
-    pub(crate) reuse: Reuse,
     /// Positions below this are computed or in flight.
     pub(crate) planned: usize,
     /// The newest step that it is part of.
     pub(crate) last_step: StepId,
+    pub(crate) tables: Tables,
+    pub(crate) request: Request,
+    pub(crate) reuse: Reuse,
     /// Window blocks that it slid past, by the step that was the newest then: no more than two
     /// steps are in flight, so those of two are not free again.
     slid: [(StepId, usize); 2],
@@ -215,30 +218,28 @@ impl Prefilling {
         if self.0.planned < self.0.request.tokens.len() {
             Phase::Prefilling(self)
         } else {
-            let (newest, drafts) = (0, vec![]);
-            Phase::Decoding(Decoding { active: self.0, newest, sample, drafts, bank: 0 })
+            Phase::Decoding(Decoding { sample, drafts: vec![], bank: 0, active: self.0 })
         }
     }
 }
 
 /// Generates token by token, or a few at a time where drafts are accepted.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Decoding {
-    pub(crate) active: Active,
-    /// The last of its tokens: a plan need not fetch the end of a long list to know it.
-    newest: i32,
     /// Place of its newest sample among those of its newest step.
     sample: usize,
     /// Tokens that may come after the next one; a step finds out.
     pub(crate) drafts: Vec<i32>,
     /// The bank of its state slot that holds what its computed positions left.
     pub(crate) bank: usize,
+    pub(crate) active: Active,
 }
 
 /// Where the token comes from that a decoding request computes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    Known(i32),
+    Known,
     /// The step in flight samples it, at this place.
     Sampled(usize),
     /// Two steps are in flight, or it ends with the token that is being sampled.
@@ -249,15 +250,14 @@ impl Decoding {
     /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
     pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
         let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
-        let newest = request.tokens[planned];
         let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
-        Self { active, newest, sample: 0, drafts: vec![], bank: 0 }
+        Self { sample: 0, drafts: vec![], bank: 0, active }
     }
 
     pub(crate) fn next(&self) -> Next {
         let num_tokens = self.active.request.tokens.len();
         match self.active.planned.cmp(&num_tokens) {
-            Ordering::Less => Next::Known(self.newest),
+            Ordering::Less => Next::Known,
             Ordering::Equal
                 if self.active.request.output_left() > 1 || planted::is(Bug::ForwardedPastEnd) =>
             {
@@ -269,7 +269,8 @@ impl Decoding {
 
     /// The tokens that its next row is sure of: one, or none if only a step in flight knows it.
     pub(crate) fn known(&self) -> &[i32] {
-        if matches!(self.next(), Next::Known(_)) { std::slice::from_ref(&self.newest) } else { &[] }
+        let last = self.active.request.tokens.last().filter(|_| self.next() == Next::Known);
+        last.map_or(&[], std::slice::from_ref)
     }
 
     /// The next token is part of `step`, and a sample is in flight.
@@ -280,8 +281,7 @@ impl Decoding {
 
     /// These tokens came of a step that was sure of one: the drafts before the last are computed.
     pub(crate) fn accept(&mut self, tokens: &[i32], drafts: &[i32]) {
-        let Some((&newest, accepted)) = tokens.split_last() else { return };
-        self.newest = newest;
+        let Some((_, accepted)) = tokens.split_last() else { return };
         self.bank = if planted::is(Bug::BankKept) { 0 } else { accepted.len() };
         self.active.planned +=
             if planted::is(Bug::AllAccepted) { self.drafts.len() } else { accepted.len() };

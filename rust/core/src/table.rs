@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 
 use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
-use crate::ids::{BlockId, RequestId, int};
+use crate::ids::{BlockId, RequestId, int, narrow};
 use crate::planted::{self, Bug};
 use crate::pool::{Pool, SlotState, State};
 use crate::transfer::ids::{Ticket, WriterKey};
@@ -59,19 +59,37 @@ pub enum Slid {
 }
 
 /// The blocks of one request in one group. Dropping it retires them and gives the promise back.
+///
+/// What a step of one token looks at stands here, what it does not behind a pointer: the fewer
+/// cache lines a request is, the more of them stay in the cache.
 #[derive(Debug)]
 pub struct BlockTable {
+    rest: Box<Rest>,
+    /// The last block, if it is open: what a decoding request writes.
+    newest: Option<Block<Open>>,
+    block_tokens: u32,
+    /// Blocks before this index are holes.
+    first: u32,
+    /// Positions from the first block up to here are covered.
+    end: u32,
+    /// The first open block is full once positions below this are written.
+    next_full: u32,
+    /// Which row this is: two of one pool that differ have different ones, at any time.
+    edition: u64,
+}
+
+/// What changes once in a block at most.
+#[derive(Debug)]
+struct Rest {
     pool: Pool,
     owner: RequestId,
-    block_tokens: usize,
     /// Blocks promised at admission.
     entitled: usize,
-    /// Blocks before this index are holes.
-    first: usize,
     closed: VecDeque<Closed>,
     /// Between the closed and the open ones; while there are any, no step names the table. Behind
     /// a pointer, as few tables ever have some.
     incoming: Option<Box<[Block<Incoming>]>>,
+    /// All but the newest.
     open: VecDeque<Block<Open>>,
     /// The ids in order, ready to be copied into a step.
     row: Vec<i32>,
@@ -94,68 +112,83 @@ impl BlockTable {
             state.counts_mut().reserved += entitled.saturating_sub(row.len());
         }
         let closed = shared.into_iter().map(Closed::Shared).collect();
-        Self {
-            pool: pool.share(),
-            owner,
-            block_tokens,
-            entitled,
-            first,
-            closed,
-            incoming: None,
-            open: VecDeque::new(),
-            row,
-        }
+        let (pool, open) = (pool.share(), VecDeque::new());
+        let rest = Box::new(Rest { pool, owner, entitled, closed, incoming: None, open, row });
+        let (block_tokens, first) = (narrow(block_tokens), narrow(first));
+        let (end, next_full, edition) = (0, 0, 0);
+        let mut table = Self { rest, newest: None, block_tokens, first, end, next_full, edition };
+        table.renew();
+        table
+    }
+
+    /// Its row is another one.
+    fn renew(&mut self) {
+        (self.end, self.next_full) = self.bounds();
+        self.edition = self.rest.pool.state().next_edition();
+    }
+
+    /// `end` and `next_full`, from the blocks.
+    fn bounds(&self) -> (u32, u32) {
+        let Rest { row, closed, .. } = &*self.rest;
+        let [end, next_full] = [row.len(), closed.len() + 1]
+            .map(|num_blocks| (self.first + narrow(num_blocks)) * self.block_tokens);
+        (end, next_full)
     }
 
     /// Positions from the first block up to here are covered.
     pub fn end(&self) -> usize {
-        (self.first + self.row.len()) * self.block_tokens
+        self.end as usize
     }
 
     /// Index of the first block that is no hole.
     pub fn first(&self) -> usize {
-        self.first
+        self.first as usize
     }
 
     /// Block ids from the first that is no hole.
     pub fn row(&self) -> &[i32] {
-        &self.row
+        &self.rest.row
+    }
+
+    /// Which row this is; never 0.
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// Tokens of a block.
     pub fn block_tokens(&self) -> usize {
-        self.block_tokens
+        self.block_tokens as usize
     }
 
     /// Blocks to take so that positions below `end` are covered.
     pub fn missing(&self, end: usize) -> usize {
-        end.saturating_sub(self.end()).div_ceil(self.block_tokens)
+        end.saturating_sub(self.end()).div_ceil(self.block_tokens())
     }
 
     /// The block of a position that is covered, and the place of the position in it.
     pub fn locate(&self, position: usize) -> (i32, usize) {
-        let (place, inside) = match self.inside_last(position) {
-            Some(inside) => (self.row.len() - 1, inside),
-            None => (position / self.block_tokens - self.first, position % self.block_tokens),
-        };
-        (self.row[place], inside)
+        if let (Some(block), Some(inside)) = (&self.newest, self.inside_last(position)) {
+            return (int(block.id().get() as usize), inside);
+        }
+        let place = position / self.block_tokens() - self.first();
+        (self.rest.row[place], position % self.block_tokens())
     }
 
     /// The place of a position in the last block, if it is there. What a decoding request writes
     /// is, and needs no division.
     fn inside_last(&self, position: usize) -> Option<usize> {
-        let inside = (position + self.block_tokens).checked_sub(self.end())?;
-        (inside < self.block_tokens).then_some(inside)
+        let inside = (position + self.block_tokens()).checked_sub(self.end())?;
+        (inside < self.block_tokens()).then_some(inside)
     }
 
     /// Blocks promised at admission.
     pub(crate) fn entitled(&self) -> usize {
-        self.entitled
+        self.rest.entitled
     }
 
     /// Promised and not held.
     fn remainder(&self) -> usize {
-        self.entitled.saturating_sub(self.row.len())
+        self.rest.entitled.saturating_sub(self.rest.row.len())
     }
 
     /// Blocks that can be taken now without touching what is promised to others.
@@ -164,7 +197,7 @@ impl BlockTable {
     /// its promise, and taking that part would take it from another; the rest is backed by free
     /// blocks.
     pub fn takeable(&self, num_retired: usize) -> usize {
-        let counts = self.pool.counts();
+        let counts = self.rest.pool.counts();
         if planted::is(Bug::PromiseBroken) {
             return counts.free;
         }
@@ -178,7 +211,7 @@ impl BlockTable {
         if num_blocks <= self.takeable(num_retired) {
             return 0;
         }
-        self.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
+        self.rest.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
     }
 
     /// Takes `num_blocks` blocks, or none if they are not all to be had.
@@ -190,39 +223,64 @@ impl BlockTable {
         if num_blocks > self.takeable(num_retired) {
             return false;
         }
-        for _ in 0..num_blocks {
-            let promised = self.remainder() > 0;
-            let Some(block) = self.pool.take(self.owner) else { return false };
-            if promised {
-                self.pool.state().counts_mut().reserved -= 1;
-            }
-            let id = block.id().get() as usize - usize::from(planted::is(Bug::NeighbourBlock));
-            self.row.push(int(id));
-            self.open.push_back(block);
+        let are_taken = self.take(num_blocks);
+        self.renew();
+        are_taken
+    }
+
+    /// Takes so many blocks under one lock; false if there are too few.
+    fn take(&mut self, num_blocks: usize) -> bool {
+        let num_promised = self.remainder();
+        let Rest { pool, owner, open, row, .. } = &mut *self.rest;
+        let mut state = pool.state();
+        for place in 0..num_blocks {
+            let Some((id, generation)) = state.take(*owner) else { return false };
+            state.counts_mut().reserved -= usize::from(place < num_promised);
+            row.push(int(id.get() as usize - usize::from(planted::is(Bug::NeighbourBlock))));
+            open.extend(self.newest.replace(Block::taken(pool.share(), id, generation)));
         }
         true
+    }
+
+    fn push_open(&mut self, block: Block<Open>) {
+        self.rest.open.extend(self.newest.replace(block));
+    }
+
+    /// The first of the open blocks.
+    fn pop_open(&mut self) -> Option<Block<Open>> {
+        self.rest.open.pop_front().or_else(|| self.newest.take())
+    }
+
+    /// In order.
+    fn open(&self) -> impl Iterator<Item = &Block<Open>> {
+        self.rest.open.iter().chain(&self.newest)
+    }
+
+    fn open_at(&self, place: usize) -> Option<&Block<Open>> {
+        let newest = self.newest.as_ref().filter(|_| place == self.rest.open.len());
+        newest.or_else(|| self.rest.open.get(place))
     }
 
     /// Lets `writers` write all open blocks from now on. The table is good for nothing but dropping
     /// if that is refused.
     pub(crate) fn disclose(&mut self, writers: &[WriterKey]) -> Result<(), Violation> {
         let disclose = |block: Block<Open>| block.disclose(writers).map_err(|r| r.violation);
-        let incoming: Result<_, _> =
-            std::mem::take(&mut self.open).into_iter().map(disclose).collect();
-        self.incoming = Some(incoming?);
+        let open = std::mem::take(&mut self.rest.open).into_iter().chain(self.newest.take());
+        let incoming: Result<_, _> = open.map(disclose).collect();
+        self.rest.incoming = Some(incoming?);
         Ok(())
     }
 
     /// The blocks that come in, as others name them.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        self.incoming.iter().flatten().map(Block::target).collect()
+        self.rest.incoming.iter().flatten().map(Block::target).collect()
     }
 
     /// Nobody elsewhere may write any block any more: they are open. The table is good for nothing
     /// but dropping if that is refused.
     pub(crate) fn settle(&mut self) -> Result<(), Violation> {
-        for block in self.incoming.take().into_iter().flatten() {
-            self.open.push_back(block.settle().map_err(|refused| refused.violation)?);
+        for block in self.rest.incoming.take().into_iter().flatten() {
+            self.push_open(block.settle().map_err(|refused| refused.violation)?);
         }
         Ok(())
     }
@@ -234,9 +292,10 @@ impl BlockTable {
         indices: std::ops::Range<usize>,
     ) -> Result<Vec<BlockId>, Violation> {
         let mut ids = Vec::with_capacity(indices.len());
-        for place in indices.map(|index| index - self.first) {
-            let open = place.checked_sub(self.closed.len()).and_then(|at| self.open.get(at));
-            ids.push(match (self.closed.get(place), open) {
+        for place in indices.map(|index| index - self.first()) {
+            let closed = &self.rest.closed;
+            let open = place.checked_sub(closed.len()).and_then(|at| self.open_at(at));
+            ids.push(match (closed.get(place), open) {
                 (Some(Closed::Sealed(block)), _) => block.read_by(ticket).map(|()| block.id()),
                 (Some(Closed::Shared(block)), _) => block.read_by(ticket).map(|()| block.id()),
                 (None, Some(block)) => block.read_by(ticket).map(|()| block.id()),
@@ -249,37 +308,33 @@ impl BlockTable {
     /// Positions below `written` hold their rows for good: seals the blocks that are full.
     pub fn seal_written(&mut self, written: usize) -> Result<(), Violation> {
         let written = written + usize::from(planted::is(Bug::SealedEarly));
-        if self.next_full() > written { Ok(()) } else { self.seal_full(written) }
-    }
-
-    /// The first open block is full once positions below this are written.
-    fn next_full(&self) -> usize {
-        (self.first + self.closed.len() + 1) * self.block_tokens
+        if self.next_full as usize > written { Ok(()) } else { self.seal_full(written) }
     }
 
     #[inline(never)] // once in a block
     fn seal_full(&mut self, written: usize) -> Result<(), Violation> {
-        while self.next_full() <= written {
-            let Some(block) = self.open.pop_front() else { break };
+        while self.next_full as usize <= written {
+            let Some(block) = self.pop_open() else { break };
             match block.seal() {
-                Ok(block) => self.closed.push_back(Closed::Sealed(block)),
+                Ok(block) => self.rest.closed.push_back(Closed::Sealed(block)),
                 Err(refused) => {
-                    self.open.push_front(refused.block);
+                    self.rest.open.push_front(refused.block);
                     return Err(refused.violation);
                 }
             }
+            (_, self.next_full) = self.bounds();
         }
         Ok(())
     }
 
     /// Blocks wholly before `position`.
     pub(crate) fn holes_before(&self, position: usize) -> usize {
-        let early = if planted::is(Bug::SlideEarly) { self.block_tokens - 1 } else { 0 };
+        let early = if planted::is(Bug::SlideEarly) { self.block_tokens() - 1 } else { 0 };
         let position = position + early;
-        if position < (self.first + 1) * self.block_tokens {
+        if position < (self.first() + 1) * self.block_tokens() {
             return 0; // nearly always, and without a division
         }
-        (position / self.block_tokens - self.first).min(self.row.len())
+        (position / self.block_tokens() - self.first()).min(self.rest.row.len())
     }
 
     /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
@@ -290,33 +345,35 @@ impl BlockTable {
             return;
         }
         let before = self.remainder();
-        for index in self.first..self.first + holes {
-            if let Some(block) = self.closed.pop_front() {
+        for index in self.first()..self.first() + holes {
+            if let Some(block) = self.rest.closed.pop_front() {
                 take(index, Slid::Closed(block));
-            } else if let Some(block) = self.open.pop_front() {
+            } else if let Some(block) = self.pop_open() {
                 take(index, Slid::Open(block));
             }
         }
-        self.row.drain(..holes);
-        self.first += holes;
-        self.pool.state().counts_mut().reserved += self.remainder() - before;
+        self.rest.row.drain(..holes);
+        self.first += narrow(holes);
+        self.rest.pool.state().counts_mut().reserved += self.remainder() - before;
+        self.renew();
     }
 
     /// The full block at an index, from now on readable by others. None if the table holds no
     /// full block there.
     pub(crate) fn share_at(&mut self, index: usize) -> Result<Option<&Block<Shared>>, Violation> {
-        let Some(place) = index.checked_sub(self.first) else { return Ok(None) };
-        if let Some(Closed::Sealed(_)) = self.closed.get(place) {
-            let Some(block) = self.closed.remove(place) else { return Ok(None) };
+        let Some(place) = index.checked_sub(self.first()) else { return Ok(None) };
+        let closed = &mut self.rest.closed;
+        if let Some(Closed::Sealed(_)) = closed.get(place) {
+            let Some(block) = closed.remove(place) else { return Ok(None) };
             match block.share() {
-                Ok(block) => self.closed.insert(place, Closed::Shared(block)),
+                Ok(block) => closed.insert(place, Closed::Shared(block)),
                 Err((block, violation)) => {
-                    self.closed.insert(place, block);
+                    closed.insert(place, block);
                     return Err(violation);
                 }
             }
         }
-        match self.closed.get(place) {
+        match closed.get(place) {
             Some(Closed::Shared(block)) => Ok(Some(block)),
             _ => Ok(None),
         }
@@ -325,16 +382,17 @@ impl BlockTable {
     /// From now on `block`, which holds the same tokens, stands at an index; what stood there is
     /// given up.
     pub(crate) fn replace_at(&mut self, index: usize, block: Block<Shared>) {
-        let Some(place) = index.checked_sub(self.first) else { return };
-        if let Some(closed) = self.closed.get_mut(place) {
-            self.row[place] = int(block.id().get() as usize);
+        let Some(place) = index.checked_sub(self.first()) else { return };
+        if let Some(closed) = self.rest.closed.get_mut(place) {
+            self.rest.row[place] = int(block.id().get() as usize);
             *closed = Closed::Shared(block);
+            self.renew();
         }
     }
 
     /// Is the block at an index already `id`?
     pub(crate) fn is_at(&self, index: usize, id: BlockId) -> bool {
-        let place = index.checked_sub(self.first).and_then(|place| self.row.get(place));
+        let place = index.checked_sub(self.first()).and_then(|place| self.rest.row.get(place));
         place == Some(&int(id.get() as usize))
     }
 
@@ -345,24 +403,27 @@ impl BlockTable {
         start: usize,
         end: usize,
     ) -> Result<(), Violation> {
-        if self.inside_last(start).is_some() && end <= self.end() {
-            return self.check_write(state, self.first + self.row.len() - 1);
+        if let Some(block) = &self.newest
+            && self.inside_last(start).is_some()
+            && end <= self.end()
+        {
+            return state.expect_open(block.id(), block.generation());
         }
-        let mut indices = start / self.block_tokens..end.div_ceil(self.block_tokens);
+        let mut indices = start / self.block_tokens()..end.div_ceil(self.block_tokens());
         indices.try_for_each(|index| self.check_write(state, index))
     }
 
     fn check_write(&self, state: &mut State, index: usize) -> Result<(), Violation> {
-        let place = index.checked_sub(self.first + self.closed.len());
-        match place.and_then(|place| self.open.get(place)) {
+        let place = index.checked_sub(self.first() + self.rest.closed.len());
+        match place.and_then(|place| self.open_at(place)) {
             Some(block) => state.expect_open(block.id(), block.generation()),
-            None => Err(state.refuse_write(self.owner, self.closed_id(index))),
+            None => Err(state.refuse_write(self.rest.owner, self.closed_id(index))),
         }
     }
 
     /// The full block at an index, to name in a violation: only if no other request reads it.
     fn closed_id(&self, index: usize) -> Option<BlockId> {
-        match index.checked_sub(self.first).and_then(|place| self.closed.get(place)) {
+        match index.checked_sub(self.first()).and_then(|place| self.rest.closed.get(place)) {
             Some(Closed::Sealed(block)) => Some(block.id()),
             Some(Closed::Shared(_)) | None => None,
         }
@@ -372,10 +433,10 @@ impl BlockTable {
     ///
     /// Returns the blocks that are its own, and those that are shared.
     pub(crate) fn audit(&self) -> Result<(usize, usize), String> {
-        let state = self.pool.state();
-        let owner = self.owner;
+        let Rest { pool, owner, closed, incoming, row, .. } = &*self.rest;
+        let (state, owner) = (pool.state(), *owner);
         let mut num_shared = 0;
-        for block in &self.closed {
+        for block in closed {
             let (id, is_right) = match block {
                 Closed::Sealed(b) => {
                     (b.id(), state.is_held(b.id(), b.generation(), owner, SlotState::Sealed))
@@ -389,24 +450,26 @@ impl BlockTable {
                 return Err(format!("request {owner}: block {id} is not what {block:?} says"));
             }
         }
-        for block in self.incoming.iter().flatten() {
+        for block in incoming.iter().flatten() {
             if !state.is_held(block.id(), block.generation(), owner, SlotState::Incoming) {
                 return Err(format!("request {owner}: block {} is not Incoming", block.id()));
             }
         }
-        for block in &self.open {
+        for block in self.open() {
             let (id, generation) = (block.id(), block.generation());
             if !state.is_held(id, generation, owner, SlotState::Open) {
                 return Err(format!("request {owner}: block {id} is not Open"));
             }
         }
-        let closed = self.closed.iter().map(Closed::id);
-        let incoming = self.incoming.iter().flatten().map(Block::id);
-        let ids = closed.chain(incoming).chain(self.open.iter().map(Block::id));
-        if !self.row.iter().copied().eq(ids.map(|id| int(id.get() as usize))) {
-            return Err(format!("request {owner}: row {:?} is not what it holds", self.row));
+        let ids = closed.iter().map(Closed::id).chain(incoming.iter().flatten().map(Block::id));
+        let ids = ids.chain(self.open().map(Block::id)).map(|id| int(id.get() as usize));
+        if !row.iter().copied().eq(ids) || self.bounds() != (self.end, self.next_full) {
+            return Err(format!(
+                "request {owner}: row {row:?} to {}, full at {}, is not what it holds",
+                self.end, self.next_full
+            ));
         }
-        Ok((self.row.len() - num_shared, num_shared))
+        Ok((row.len() - num_shared, num_shared))
     }
 
     /// What this table adds to `reserved` of its pool.
@@ -418,8 +481,8 @@ impl BlockTable {
 impl Drop for BlockTable {
     fn drop(&mut self) {
         let remainder = if planted::is(Bug::PromiseLeaks) { 0 } else { self.remainder() };
-        let mut state = self.pool.state();
-        state.counts_mut().entitled -= self.entitled;
+        let mut state = self.rest.pool.state();
+        state.counts_mut().entitled -= self.rest.entitled;
         state.counts_mut().reserved -= remainder;
     }
 }

@@ -104,6 +104,7 @@ class StepMemory:
         self.pad(_Nobody, rows)
         for name in ("block_table_full", "block_table_swa"):
             _view(self._host, self._fields[name])[:1] = 0
+        self._host[-2:] = 0  # the tables are no longer as the core left them: it clears them, and writes all it needs
 
     def bounds(self, plan: Plan) -> Bounds:
         """How far the requests of the step reach, from the host's copy."""

@@ -73,6 +73,8 @@ pub(crate) struct State {
     /// Those of them that nobody reads any more: retired, on no other list.
     pub(super) unclean: Vec<BlockId>,
     pub(super) newest_step: StepId,
+    /// Rows that tables had of these blocks so far.
+    num_editions: u64,
     pub(super) counts: Counts,
     pub(super) panics: bool,
     /// The books did not balance; counted once.
@@ -92,6 +94,7 @@ impl State {
             tainted: BTreeSet::new(),
             unclean: vec![],
             newest_step: StepId(0),
+            num_editions: 0,
             counts: Counts { capacity, free: capacity, ..Counts::default() },
             panics: false,
             is_unbalanced: false,
@@ -220,6 +223,12 @@ impl State {
                 self.violate(id, generation, "given up by a handle that does not hold it");
             }
         }
+    }
+
+    /// A name for the row of a table that no other row of this pool has or had.
+    pub(crate) fn next_edition(&mut self) -> u64 {
+        self.num_editions += 1;
+        self.num_editions
     }
 
     pub(crate) fn counts_mut(&mut self) -> &mut Counts {

@@ -11,16 +11,18 @@ use crate::geometry::Geometry;
 use crate::ids::RequestId;
 use crate::planted::{self, Bug};
 use crate::table::Tables;
+use crate::tokens::Tokens;
 
 /// What a running request and the cache have to do with each other.
 #[derive(Debug, Default)]
+#[repr(C)] // what a step looks at comes first
 pub(crate) struct Reuse {
-    /// The node of its last block in the cache; it is a user of that node.
-    pub(crate) node: Option<NodeId>,
-    /// Blocks up to that node.
-    pub(crate) num_published: usize,
     /// Tokens that it did not have to compute.
     pub(crate) num_cached_tokens: usize,
+    /// Blocks up to `node`.
+    pub(crate) num_published: usize,
+    /// The node of its last block in the cache; it is a user of that node.
+    pub(crate) node: Option<NodeId>,
     /// State to copy into its slot before its first step.
     pub(crate) restore: Option<Block<Shared>>,
     pub(crate) stops: Stops,
@@ -34,7 +36,7 @@ pub(crate) struct Reuse {
 pub(crate) struct Computed<'a> {
     pub(crate) owner: RequestId,
     pub(crate) sharing: &'a mut Sharing,
-    pub(crate) tokens: &'a [i32],
+    pub(crate) tokens: &'a mut Tokens,
     pub(crate) tables: &'a mut Tables,
     pub(crate) reuse: &'a mut Reuse,
 }
@@ -61,7 +63,7 @@ impl Prefix {
         num_full: usize,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        computed.sharing.extend_keys(computed.tokens, self.block_tokens);
+        computed.sharing.extend_keys(computed.tokens.all(), self.block_tokens);
         while computed.reuse.num_published < num_full {
             let Some(node) = self.publish_block(&mut computed)? else { break };
             self.trie.move_user(computed.reuse.node, Some(node));
@@ -80,7 +82,7 @@ impl Prefix {
     fn publish_block(&mut self, computed: &mut Computed<'_>) -> Result<Option<NodeId>, Violation> {
         let (index, parent) = (computed.reuse.num_published, computed.reuse.node);
         let sharing = &computed.sharing;
-        let wanted = sharing.wanted(computed.tokens, index, parent, self.block_tokens);
+        let wanted = sharing.wanted(computed.tokens.all(), index, parent, self.block_tokens);
         let full = &mut computed.tables.full;
         if let Some(node) = self.trie.find(&wanted) {
             let block = &self.trie.node(node).block;

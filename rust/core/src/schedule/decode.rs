@@ -29,7 +29,7 @@ impl Scheduler {
             index += 1;
             let Phase::Decoding(decoding) = self.requests.at(place) else { continue };
             let source = match decoding.next() {
-                Next::Known(_) => None,
+                Next::Known => None,
                 Next::Sampled(sample) if self.limits.forwards() => Some(sample),
                 Next::Sampled(_) | Next::None => continue,
             };

@@ -3,9 +3,9 @@
 use super::{Flight, Row, Scheduler};
 use crate::error::Violation;
 use crate::ids::{RequestId, StepId};
-use crate::metadata::{RowInput, StepLayout};
+use crate::metadata::{Memories, RowInput, StepArrays, StepLayout};
 use crate::planted::{self, Bug};
-use crate::request::Phase;
+use crate::request::{Phase, Prefilling};
 
 /// One decided step; its arrays are in the lent memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,12 @@ pub struct Plan {
 
 impl Scheduler {
     /// Decides the next step and fills `memory`; None if there is nothing to do now.
-    pub(crate) fn plan(&mut self, layout: &StepLayout, memory: &mut [i32]) -> Option<Plan> {
+    pub(crate) fn plan(
+        &mut self,
+        layout: &StepLayout,
+        memory: &mut [i32],
+        known: &mut Memories,
+    ) -> Option<Plan> {
         self.dispatch.observe(self.requests.len(), self.newest.next());
         self.choose();
         while !self.check_chosen() && self.chosen.is_empty() {
@@ -58,7 +63,7 @@ impl Scheduler {
         self.pools.begin(step);
         let spare = self.spare_rows.pop().unwrap_or_default();
         let rows = std::mem::replace(&mut self.chosen, spare);
-        let plan = self.write(step, &rows, layout, memory);
+        let plan = self.write(step, &rows, layout.arrays(memory, known));
         let (num_samples, num_answers) = (plan.num_samples, plan.sample_counts.len());
         self.flights.push_back(Flight { step, rows, num_samples, num_answers });
         Some(plan)
@@ -98,14 +103,7 @@ impl Scheduler {
     }
 
     /// Fills the arrays row by row; each request then moves on to what comes after this step.
-    fn write(
-        &mut self,
-        step: StepId,
-        rows: &[Row],
-        layout: &StepLayout,
-        memory: &mut [i32],
-    ) -> Plan {
-        let mut arrays = layout.arrays(memory);
+    fn write(&mut self, step: StepId, rows: &[Row], mut arrays: StepArrays<'_>) -> Plan {
         let mut plan = Plan {
             step_id: step,
             request_ids: Vec::with_capacity(rows.len()),
@@ -115,26 +113,25 @@ impl Scheduler {
             ..Plan::default()
         };
         for row in rows {
+            let first_sample = arrays.num_samples;
+            let input = match self.requests.at_mut(row.place) {
+                Phase::Waiting(_) => continue,
+                Phase::Decoding(decoding) => {
+                    let drafts = &decoding.drafts[..row.num_drafts()];
+                    let (tokens, bank) = (decoding.known(), decoding.bank);
+                    RowInput { tokens, drafts, bank, ..row.input(&decoding.active.tables) }
+                }
+                Phase::Prefilling(Prefilling(active)) => {
+                    let (tokens, behind) =
+                        active.request.tokens.all()[row.start..].split_at(row.len);
+                    let next = behind.first().copied();
+                    RowInput { tokens, next, ..row.input(&active.tables) }
+                }
+            };
+            let num_drafts = input.drafts.len();
+            arrays.push(&input);
             let phase = self.requests.at(row.place);
             let Some(active) = phase.active() else { continue };
-            let all = &active.request.tokens;
-            let (tokens, drafts, bank) = match phase {
-                Phase::Decoding(decoding) => {
-                    (decoding.known(), &decoding.drafts[..row.num_drafts()], decoding.bank)
-                }
-                _ => (&all[row.start..row.end()], &[][..], 0),
-            };
-            let first_sample = arrays.num_samples;
-            arrays.push(&RowInput {
-                tokens,
-                source: row.source,
-                drafts,
-                next: all.get(row.end()).copied(),
-                start: row.start,
-                tables: &active.tables,
-                num_samples: row.num_samples,
-                bank,
-            });
             plan.request_ids.push(row.id);
             if row.num_samples > 0 {
                 plan.sample_counts.push(row.num_samples);
@@ -144,15 +141,16 @@ impl Scheduler {
                 plan.sample_positions.push(position + 1 - active.request.num_prompt_tokens);
             }
             plan.num_forwarded += usize::from(row.source.is_some());
-            plan.num_draft_tokens += drafts.len();
-            if let Phase::Prefilling(_) = phase {
-                plan.num_prefill_tokens += row.len;
-            }
+            plan.num_draft_tokens += num_drafts;
             if row.start == active.reuse.num_cached_tokens {
                 plan.started_request_ids.push(row.id);
                 plan.started_cached_tokens.push(row.start);
             }
-            self.copy_state(row, &mut arrays);
+            if let Phase::Prefilling(_) = phase {
+                plan.num_prefill_tokens += row.len;
+                self.restore_state(row, &mut arrays);
+            }
+            self.save_state(row, &mut arrays);
             self.move_on(row, step, first_sample);
         }
         plan.num_restores = arrays.restores.count;

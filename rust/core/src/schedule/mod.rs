@@ -41,11 +41,13 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::ids::{RequestId, StepId};
 use crate::limits::Limits;
+use crate::metadata::RowInput;
 use crate::planted::{self, Bug};
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::recipe::{Dispatch, Recipe};
 use crate::request::{Finish, Phase, Rank, Request, Waiting};
+use crate::table::Tables;
 use crate::transfer::message::Reason;
 
 /// Requests, pools and steps in flight.
@@ -97,6 +99,21 @@ pub(crate) struct Row {
 impl Row {
     fn end(&self) -> usize {
         self.start + self.len
+    }
+
+    /// What the arrays hold of it, but for its tokens.
+    fn input<'a>(&self, tables: &'a Tables) -> RowInput<'a> {
+        let Self { start, source, num_samples, .. } = *self;
+        RowInput {
+            tokens: &[],
+            source,
+            drafts: &[],
+            next: None,
+            start,
+            tables,
+            num_samples,
+            bank: 0,
+        }
     }
 
     /// Drafts among its tokens, the last of them: every one is sampled behind, and so is the token

@@ -84,7 +84,7 @@ impl Scheduler {
         writers: &[WriterKey],
     ) -> Result<Landing, NoLanding> {
         self.may_land()?;
-        let found = self.prefix.find_blocks(&mut request.sharing, &request.tokens);
+        let found = self.prefix.find_blocks(&mut request.sharing, request.tokens.all());
         match self.land_behind(request, writers, &found) {
             // A broken block of the cache costs a hit and no request.
             Err(NoLanding::Broken) if found.num_hit() > 0 => {

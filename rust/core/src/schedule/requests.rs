@@ -12,19 +12,24 @@ pub(crate) type Place = usize;
 /// Requests by place, and their places by id for the calls that name one.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
-    places: Vec<Option<Phase>>,
+    places: Vec<Seat>,
     vacant: Vec<Place>,
     by_id: BTreeMap<RequestId, Place>,
 }
+
+/// Begins with a cache line, and so does what a step looks at.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Seat(Option<Phase>);
 
 impl Requests {
     pub(crate) fn insert(&mut self, phase: Phase) -> Place {
         let id = phase.request().id;
         let place = self.vacant.pop().unwrap_or_else(|| {
-            self.places.push(None);
+            self.places.push(Seat::default());
             self.places.len() - 1
         });
-        self.places[place] = Some(phase);
+        self.places[place].0 = Some(phase);
         self.by_id.insert(id, place);
         place
     }
@@ -39,30 +44,30 @@ impl Requests {
 
     /// To be put back in another phase.
     pub(crate) fn take(&mut self, place: Place) -> Phase {
-        self.places[place].take().expect("lists name places that are occupied")
+        self.places[place].0.take().expect("lists name places that are occupied")
     }
 
     pub(crate) fn put(&mut self, place: Place, phase: Phase) {
-        self.places[place] = Some(phase);
+        self.places[place].0 = Some(phase);
     }
 
     pub(crate) fn at(&self, place: Place) -> &Phase {
-        self.places[place].as_ref().expect("lists name places that are occupied")
+        self.places[place].0.as_ref().expect("lists name places that are occupied")
     }
 
     pub(crate) fn at_mut(&mut self, place: Place) -> &mut Phase {
-        self.places[place].as_mut().expect("lists name places that are occupied")
+        self.places[place].0.as_mut().expect("lists name places that are occupied")
     }
 
     /// What is at a place that was noted earlier, if it is still that request.
     pub(crate) fn still_at(&mut self, place: Place, id: RequestId) -> Option<&mut Phase> {
         let any = planted::is(Bug::EndedSettled);
-        self.places[place].as_mut().filter(|phase| any || phase.request().id == id)
+        self.places[place].0.as_mut().filter(|phase| any || phase.request().id == id)
     }
 
     /// The same, to look at.
     pub(crate) fn seen_at(&self, place: Place, id: RequestId) -> Option<&Phase> {
-        self.places[place].as_ref().filter(|phase| phase.request().id == id)
+        self.places[place].0.as_ref().filter(|phase| phase.request().id == id)
     }
 
     pub(crate) fn place_of(&self, id: RequestId) -> Option<Place> {

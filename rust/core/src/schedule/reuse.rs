@@ -30,7 +30,7 @@ impl Scheduler {
             return Room::No;
         }
         let request = &mut waiting.request;
-        let mut found = self.prefix.find(&mut request.sharing, &request.tokens);
+        let mut found = self.prefix.find(&mut request.sharing, request.tokens.all());
         let (num_tokens, output) = (request.tokens.len(), request.output_left());
         loop {
             let need = self.pools.need(num_tokens, output, found.num_hit());
@@ -57,7 +57,7 @@ impl Scheduler {
                 continue;
             };
             let stops = self.prefix.stops(&request.sharing, num_tokens, &found);
-            self.prefix.count(&mut request.sharing, &request.tokens, &found);
+            self.prefix.count(&mut request.sharing, request.tokens.all(), &found);
             let Some(lent) = lent else {
                 let reuse = Reuse { stops, ..Reuse::default() };
                 return Room::Made(Box::new((reservation.commit(request.id), reuse)));
@@ -80,41 +80,49 @@ impl Scheduler {
     /// Why a waiting request does not start; None if there is room.
     pub(crate) fn waits_for(&mut self, place: Place) -> Option<Wait> {
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return None };
-        let found = self.prefix.find(&mut waiting.request.sharing, &waiting.request.tokens);
-        let request = &waiting.request;
+        let request = &mut waiting.request;
+        let found = self.prefix.find(&mut request.sharing, request.tokens.all());
         let need = self.pools.need(request.tokens.len(), request.output_left(), found.num_hit());
         let pools = &self.pools;
         let evictable = |group| self.prefix.num_evictable(pools.of(group), group, &found);
         self.pools.shortage(&need, evictable).err()
     }
 
-    /// State that a row needs before its step, and state to keep after it.
+    /// State that a row that starts needs before its step.
     ///
     /// The step has begun: what is given up here may be read by it.
-    pub(super) fn copy_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
+    pub(super) fn restore_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
-        let slot = active.tables.slot.id();
-        if let Some(source) = active.reuse.restore.take() {
-            if !planted::is(Bug::RestoreSkipped) {
-                arrays.restores.push(source.id(), slot);
-            }
+        if let Some(source) = active.reuse.restore.take()
+            && !planted::is(Bug::RestoreSkipped)
+        {
+            arrays.restores.push(source.id(), active.tables.slot.id());
         }
+    }
+
+    /// State to keep after the step.
+    pub(super) fn save_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         // Of drafts, the first boundary is the likeliest to be reached.
         let end = match row.num_samples {
             0 | 1 => row.end(),
             _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
         };
-        let is_cached = self.prefix.caches(&active.request.sharing);
-        if !is_cached || end % self.geometry.block_tokens != 0 {
-            return;
+        if end % self.geometry.block_tokens == 0 {
+            self.save_state_at(end, row, arrays);
         }
+    }
+
+    #[inline(never)] // once in a block
+    fn save_state_at(&mut self, end: usize, row: &Row, arrays: &mut StepArrays<'_>) {
+        let Some(active) = self.requests.at(row.place).active() else { return };
         let is_stop = active.reuse.stops.has(end);
-        if !is_stop && row.num_samples == 0 {
+        let is_cached = self.prefix.caches(&active.request.sharing);
+        if !is_cached || (!is_stop && row.num_samples == 0) {
             return;
         }
         let Some(target) = self.take_slot(row.id) else { return };
-        arrays.saves.push(slot, target.id());
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
+            arrays.saves.push(active.tables.slot.id(), target.id());
             let standing = active.reuse.stops.standing(end);
             active.reuse.saves.push(Save::new(end, target, !is_stop, standing));
         }

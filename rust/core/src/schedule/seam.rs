@@ -35,9 +35,9 @@ impl Scheduler {
     ) -> Result<RequestId, Error> {
         let id = RequestId(self.last_id.0 + 1);
         let rank = Rank::new(self.newest, priority, self.limits.aging_steps, id);
-        let request = make(id, rank);
+        let mut request = make(id, rank);
         let key = RoomKey { room: transfer.room, epoch: transfer.epoch, peer: transfer.peer };
-        let prompt = prompt(&request.tokens);
+        let prompt = prompt(request.tokens.all());
         let lengths = self.lengths(request.tokens.len());
         let machines = self.rooms.machines.as_mut().ok_or(Error::NoRooms)?;
         match machines.side() {
@@ -191,11 +191,11 @@ impl Scheduler {
 
     /// Room was made for a prompt: tells where to write.
     pub(super) fn offer(&mut self, id: RequestId) {
-        let Some(arriving) = self.rooms.arriving.get(&id) else { return };
+        let Some(arriving) = self.rooms.arriving.get_mut(&id) else { return };
         let Some(landing) = &arriving.landing else { return };
         let (full, swa) = landing.targets();
         let offer = Offer {
-            prompt: prompt(&arriving.request.tokens),
+            prompt: prompt(arriving.request.tokens.all()),
             num_fences: 0, // the machines know
             num_cached_tokens: landing.num_cached_tokens(self.geometry.block_tokens),
             full,

@@ -5,6 +5,7 @@ use dsv4_core::geometry::Geometry;
 use dsv4_core::limits::Limits;
 
 use crate::driver::{Driver, int, limits, real_geometry, sizes};
+use crate::rng::Rng;
 
 #[test]
 fn a_decode_step_covers_the_window_and_no_more() {
@@ -150,4 +151,42 @@ fn no_stale_id_is_left_in_a_row_whatever_the_memory_held_before() {
         }
     }
     assert!(num_steps > 60);
+}
+
+#[test]
+fn rows_are_the_same_whichever_memory_is_lent() {
+    const NUM_MEMORIES: usize = 7;
+    let mut rng = Rng::new(1);
+    let [mut fresh, mut lent] = [(); 2].map(|()| {
+        let mut driver = Driver::roomy(limits());
+        for (prompt, output) in [(2000, 40), (100, 300), (500, 200), (60, 400), (1, 300), (700, 9)]
+        {
+            driver.submit(prompt, output);
+        }
+        driver
+    });
+    let mut memories = vec![lent.memory.clone(); NUM_MEMORIES];
+    let mut num_steps = 0;
+    loop {
+        let place = rng.below(NUM_MEMORIES);
+        match rng.below(20) {
+            0 => memories[place] = memories[rng.below(NUM_MEMORIES)].clone(),
+            1 => memories[place].copy_from_slice(&fresh.memory), // of another core
+            2 => memories[place].fill(rng.pick(&[-1, 0, 1, i32::MAX])),
+            _ => {}
+        }
+        fresh.memory.fill(-1);
+        std::mem::swap(&mut lent.memory, &mut memories[place]);
+        let (expected, got) = (fresh.step(), lent.step());
+        assert_eq!(expected, got);
+        let Some((plan, _)) = expected else { break };
+        for row in 0..plan.num_requests {
+            for table in ["block_table_full", "block_table_swa"] {
+                assert_eq!(fresh.row(table, row), lent.row(table, row), "{table} {row}");
+            }
+        }
+        std::mem::swap(&mut lent.memory, &mut memories[place]);
+        num_steps += 1;
+    }
+    assert!(num_steps > 400);
 }

@@ -1,0 +1,71 @@
+//! The tokens of a request.
+
+/// Prompt and output; the newest wait beside the list.
+///
+/// The lists of many requests lie on as many pages: a step that added to each would miss the
+/// translation cache once per request. So a list is added to once in [`MOST_RECENT`] tokens.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    list: Vec<i32>,
+    num_recent: u32,
+    recent: [i32; MOST_RECENT],
+}
+
+const MOST_RECENT: usize = 15;
+
+impl Tokens {
+    pub(crate) fn new(list: Vec<i32>) -> Self {
+        Self { list, num_recent: 0, recent: [0; MOST_RECENT] }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len() + self.num_recent as usize
+    }
+
+    pub(crate) fn last(&self) -> Option<&i32> {
+        self.recent[..self.num_recent as usize].last().or_else(|| self.list.last())
+    }
+
+    pub(crate) fn push(&mut self, token: i32) {
+        if self.num_recent as usize == MOST_RECENT {
+            self.gather();
+        }
+        self.recent[self.num_recent as usize] = token;
+        self.num_recent += 1;
+    }
+
+    /// All of them in one slice.
+    pub(crate) fn all(&mut self) -> &[i32] {
+        self.gather();
+        &self.list
+    }
+
+    #[inline(never)] // once in a few tokens
+    fn gather(&mut self) {
+        self.list.extend_from_slice(&self.recent[..self.num_recent as usize]);
+        self.num_recent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tokens;
+
+    #[test]
+    fn tokens_are_those_of_a_list_however_often_they_are_gathered() {
+        for every in 1..20 {
+            let mut list = vec![3, 1];
+            let mut tokens = Tokens::new(list.clone());
+            for token in 0..100 {
+                assert_eq!((tokens.len(), tokens.last()), (list.len(), list.last()));
+                tokens.push(token);
+                list.push(token);
+                if token % every == 0 {
+                    assert_eq!(tokens.all(), list);
+                }
+            }
+            assert_eq!(tokens.all(), list);
+        }
+        assert_eq!(Tokens::new(vec![]).last(), None);
+    }
+}
