@@ -1,17 +1,22 @@
-"""Sparse attention of a chunk of 8,192 tokens by what serves it; where that is CUDA C++, beside Triton."""
+"""Sparse attention of a chunk of 8,192 tokens by what serves it, beside FlashMLA's prefill kernel and Triton's.
+
+FlashMLA reads rows that are bf16 in one piece already; gathering and unpacking them is not in its time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 import torch
-from benches.kernels.bench_sparse_decode import ROW, error_of, pool_of, rows_of
+from benches.kernels.bench_sparse_decode import ROW, SCALE, error_of, pool_of, rows_of
 from benches.kernels.harness import Call, Case, Peer
 from torch import Tensor
 
-from dsv4.kernels.attention.choice import CUDA, choice
+from dsv4.kernels.attention.choice import choice
 from dsv4.kernels.attention.sparse_decode import SelectedRows, VisibleRows, checked, launch_triton, sparse_decode
 from dsv4.kernels.attention.split import Split, scratch_of
+from dsv4.kernels.cuda.choice import CUDA
 
 T, H, D, FIRST = 8192, 64, 512, 8192
 KINDS = {"c4": 64, "c128": 2, "window": 0}
@@ -45,6 +50,40 @@ class Chunk:
             count = (FIRST + t + 1) // 128
             return torch.cat((keys, rows_of(self.rows.pool, torch.arange(count, device="cuda"), 2)))
         return keys
+
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """All rows [n, 1, D] bf16, and each token's places in them [T, 1, keys] int32, -1 where there is none."""
+        end = FIRST + T
+        rows, places = [rows_of(self.window, torch.arange(end, device="cuda"), 64)], [self.slots]
+        if isinstance(self.rows, SelectedRows):
+            rows.append(rows_of(self.rows.pool, torch.arange(end // 4, device="cuda"), 64))
+            places.append(self.rows.slots + end)
+        elif isinstance(self.rows, VisibleRows):
+            entry = torch.arange(end // 128, device="cuda", dtype=torch.int32)
+            rows.append(rows_of(self.rows.pool, entry.long(), 2))
+            places.append((entry + end).where(entry < ((self.positions + 1) // 128)[:, None], -1))
+        return torch.cat(rows).to(torch.bfloat16).unsqueeze(1), torch.cat(places, 1).int().unsqueeze(1)
+
+    def flash(self, sets: list[Tensor]) -> Peer:
+        name = "FlashMLA sparse prefill, rows gathered before"
+        try:
+            import flash_mla  # noqa: PLC0415 - a peer may be absent
+        except ImportError:
+            return Peer(name)
+        rows, places = self.gathered()
+
+        def attend(q: Tensor) -> Tensor:
+            out: Tensor = flash_mla.flash_mla_sparse_fwd(
+                q, rows, places, SCALE, D, self.sink, None, use_legacy=True, return_log2_lse=False
+            )[0]
+            return out
+
+        def make(i: int) -> Call:
+            error = error_of(attend(sets[i])[T - 1], sets[i][T - 1], self.keys(T - 1), self.sink)
+            assert error < 1e-2, f"the peer is called wrongly: error {error}"
+            return lambda: attend(sets[i])
+
+        return Peer(name, f"sgl-flash-mla {version('sgl-flash-mla')}", make)
 
     def triton(self, q: Tensor) -> Tensor:
         """A token a block."""
@@ -85,7 +124,7 @@ def case(kind: str) -> Case:
     case = Case(
         op="sparse_prefill", shape={"kind": kind, "T": T}, dtype="fp8_ds_mla", make=calls(chunk.served), launches=1,
         served=served, bytes=rows * ROW + T * H * D * 4, flops=4 * H * D * keys, check=chunk.check,
-        peers=[Peer("Triton", "this tree", calls(chunk.triton))] if served == CUDA else [],
+        peers=[chunk.flash(sets), *([Peer("Triton", "this tree", calls(chunk.triton))] if served == CUDA else [])],
     )  # fmt: skip
     sets.extend(queries() for _ in range(case.sets))
     return case

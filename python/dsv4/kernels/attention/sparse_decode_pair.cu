@@ -15,12 +15,12 @@
 //
 // While one group weighs, the other multiplies. Units are added in order, by both: no bit of a result depends on how
 // many tokens there are, or on which cluster has it.
-//
 #include "sparse_decode.cuh"
 
 constexpr u32 CHANNELS = 256;      // of a block
 constexpr u32 TILES = CHANNELS / 64;
 constexpr u32 THREADS = 512;       // two groups of consumers, one of producers, one of scouts
+
 // Shared memory, in bytes. [2]: one for each group of consumers.
 constexpr u32 STAGES = 4;
 constexpr u32 STAGE = TILES * TILE;
@@ -29,7 +29,7 @@ constexpr u32 K = STAGE;
 constexpr u32 ARRIVING = K + STAGES * STAGE;       // [2], scores of the other block: [8, 128 threads] of 16
 constexpr u32 WEIGHTS = ARRIVING + 2 * 16384;      // [2], P and its sums: [5, 128 threads] of 16
 constexpr u32 MAXIMA = WEIGHTS + 2 * 10240;        // [2], m: [64 heads] of 16
-constexpr u32 CREDITS = MAXIMA + 2 * 1024;          // [2, 4 warps] of 16, which nobody looks at
+constexpr u32 CREDITS = MAXIMA + 2 * 1024;         // [2, 4 warps] of 16, which nobody looks at
 constexpr u32 ROWS = CREDITS + 8 * 16;             // [4 half units, 32 rows] of Found
 constexpr u32 FULL = ROWS + 2048;                  // barriers: [stages]
 constexpr u32 EMPTY = FULL + 8 * STAGES;           // [stages]
