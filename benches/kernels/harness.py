@@ -112,11 +112,12 @@ def measure(case: Case) -> Iterator[dict[str, object]]:
     calls = [case.make(i) for i in range(case.sets)]
     ours = capture(calls)
     for peer in case.peers or (Peer("none", missing="no peer"),):
-        theirs = None
+        theirs, kept = None, list[Call]()  # a graph keeps nothing alive of what its calls hold
         why = peer.missing
         if peer.make is not None:
             try:
-                theirs = capture([peer.make(i) for i in range(case.sets)])
+                kept = [peer.make(i) for i in range(case.sets)]
+                theirs = capture(kept)
             except Exception as error:  # noqa: BLE001 - a peer that fails is a row that says so, not the end of the run
                 why = f"failed: {error}"[:160]
         graphs = [ours] if theirs is None else [ours, theirs]

@@ -11,8 +11,9 @@ hopper_linear_parts.py does the work (visit.py: a kernel that hangs costs its ow
     warm       other processes compile Triton's kernels and DeepGEMM's
     bits       the bits of Triton's few_rows and many_rows
     times      CUDA, Triton and DeepGEMM, graph by graph in turns, at the products of Flash
-    cuts       every cut beside the one that was chosen
-    variants   without turns, with fewer stages
+    cuts       every shape of a tile beside the one that was chosen
+    variants   with something left out, to see what a launch waits for
+    timeline   cycles of a block's stages
 
 Lines of JSON go to FILE as they come, a table is printed last. Status 1 unless everything was right.
 """
@@ -27,11 +28,20 @@ from benches.kernels.visit import Row, Visit
 
 VISIT = Visit(
     module="benches.kernels.hopper_linear_parts",
-    silence={"compile": 25, "right": 15, "warm": 60, "bits": 30, "times": 30, "cuts": 12, "variants": 15},
+    silence={
+        "compile": 25,
+        "right": 15,
+        "warm": 60,
+        "bits": 30,
+        "times": 30,
+        "cuts": 12,
+        "variants": 20,
+        "timeline": 15,
+    },
     needs={"compile": "", "right": "compile", "warm": "compile", "bits": "right"},
     rest="right",
     variables={"DSV4_FP8_LINEAR": "cuda"},
-    shown=("compile", "right", "warm", "bits", "variants"),
+    shown=("compile", "right", "bits", "peer", "variants", "timeline"),
 )
 
 
@@ -47,7 +57,7 @@ def table(rows: list[Row]) -> None:
             )
     for row in rows:
         if row["part"] == "cuts" and row["best"] != row["chosen"]:
-            print(f"{row['product']:12} {row['M']:5} {row['chosen']} was chosen; us by cut: {row['us']}")
+            print(f"{row['product']:12} {row['M']:5} {row['chosen']} was chosen; us by shape: {row['us']}")
 
 
 NAMES = ("cuda", "triton", "deepgemm")

@@ -10,7 +10,7 @@ from dsv4.engine import kernels
 from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice
 from dsv4.kernels.linear import choice as linear
 
-FP8_ROWS = "fp8_whole_64 + fp8_whole_128 + fp8_split_64 + fp8_split_128"
+FP8_ROWS = "fp8_64x64 + fp8_64x128 + fp8_128x128"
 TRITON_PRODUCTS = "few_rows (kernels/linear/few_rows.py), many_rows (kernels/linear/many_rows.py)"
 
 

@@ -61,7 +61,7 @@ OPS: tuple[Op, ...] = (
 )
 """Op of a GPU step -> what serves it. tests/kernels/test_gpu_coverage.py watches steps and finds these alone."""
 
-_FP8_ROWS = ("fp8_whole_64", "fp8_whole_128", "fp8_split_64", "fp8_split_128")
+_FP8_ROWS = ("fp8_64x64", "fp8_64x128", "fp8_128x128")
 IN_CUDA: tuple[Op, ...] = (
     Op(PRODUCTS, {"linear/fp8_rows.cu": _FP8_ROWS} | _TRITON_PRODUCTS),
     Op(

@@ -5,7 +5,7 @@ typedef int Status;
 static unsigned cut[7];
 static void* seen[4];
 static char name[64];
-static unsigned cluster, early;
+static unsigned early;
 static void* parameter;  /* goes there, if anywhere */
 static unsigned parameter_bytes;
 static int context_is_set = 0;
@@ -34,11 +34,9 @@ Status cuLaunchKernelEx(const Config* config, void* function, void** parameters,
     memcpy(cut, config->cut, sizeof cut);
     if (parameter) memcpy(parameter, parameters[0], parameter_bytes);
     seen[0] = function, seen[1] = config->stream, seen[2] = *(void**)parameters[0], seen[3] = extra;
-    cluster = early = 0;
+    early = 0;
     for (unsigned i = 0; i < config->num_attributes; i++) {
-        const Attribute* a = config->attributes + i;
-        if (a->id == 4) cluster = a->value[1] == 1 && a->value[2] == 1 ? a->value[0] : 0;
-        if (a->id == 6) early = a->value[0];
+        if (config->attributes[i].id == 6) early = config->attributes[i].value[0];
     }
     return 0;
 }
@@ -51,5 +49,5 @@ Status cuTensorMapEncodeTiled(unsigned long long* map, int type, unsigned rank, 
     return 0;
 }
 void keep(void* to, unsigned bytes) { parameter = to, parameter_bytes = bytes; }
-void asked(unsigned* to) { to[0] = cluster, to[1] = early; }
+unsigned asked_early(void) { return early; }
 void told(unsigned* to, void** pointers) { memcpy(to, cut, sizeof cut); memcpy(pointers, seen, sizeof seen); }

@@ -5,7 +5,7 @@
 // a write after all reads, by way of barriers), products over bytes whose writer has not fenced them, stores into operands of a running product,
 // products without matrix_fence, descriptors off the swizzle's pattern, threads of a warp or group that disagree, wrong
 // arrival counts, copies over bytes that are in use or stored without a fence, boxes off the pattern, memory of the launch
-// before touched before it has ended, and standstill (who waits for what is in the message).
+// before touched before it has ended, more registers than there are, and standstill (who waits for what is in the message).
 //
 // What it chooses, by `seed` and `eager`: the order of threads, with switches inside the code between barriers, and
 // whether a product runs when it is issued or when it is waited for; its registers hold NaN in between. Layouts of
@@ -23,6 +23,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -141,6 +142,7 @@ struct Block {
     std::vector<Warp> warps;
     std::vector<Group> groups;
     std::vector<Thread> threads;
+    std::vector<u32> registers;    // of each thread, once some were traded
 };
 
 struct Cluster {
@@ -754,10 +756,6 @@ inline void store_words(void* at, Words w) {
     memcpy(at, &w, 16);
 }
 
-inline void store_pair(void* at, Pair w) {
-    emulation::global_at(at, 8, true, "global store");
-    memcpy(at, &w, 8);
-}
 inline void prefetch_if(bool exists, const void* at) {
     if (exists) emulation::global_at(at, 1, false, "prefetch");
 }
@@ -777,6 +775,7 @@ inline const u32* exchange_in_warp(u32 x) {
     return values;
 }
 inline u32 shuffle_xor(u32 x, u32 mask) { return exchange_in_warp(x)[world.self->index % 32 ^ mask]; }
+inline u32 first_lane(u32 x) { return exchange_in_warp(x)[0]; }
 inline bool any_lane(bool x) {
     const u32* values = exchange_in_warp(x);
     return std::any_of(values, values + 32, [](u32 v) { return v != 0; });
@@ -825,29 +824,27 @@ inline void fence_matrix_reads() {
     world.self->unfenced.clear();
 }
 inline void fence_barrier_init() {}
-template <int COUNT> inline void fewer_registers() {}
-template <int COUNT> inline void more_registers() {}
+// What warps give back and take is what they had at launch: one that asks for more than there will be waits for ever.
+inline void set_registers(u32 count, bool more) {
+    emulation::Block& block = *world.self->block;
+    const u32 threads = world.launch->threads, launched = std::min(65536 / threads / 8 * 8, 255u);
+    if (count % 8 || count < 24 || count > 256 || more != (count > launched)) emulation::fail("%u registers", count);
+    block.registers.resize(threads, launched);
+    block.registers[world.self->index] = count;
+    const u32 sum = std::accumulate(block.registers.begin(), block.registers.end(), 0u);
+    const bool all = std::find(block.registers.begin(), block.registers.end(), launched) == block.registers.end();
+    if (all && sum > threads * launched) emulation::fail("%u registers, of %u at launch", sum, threads * launched);
+}
+template <int COUNT> inline void fewer_registers() { set_registers(COUNT, false); }
+template <int COUNT> inline void more_registers() { set_registers(COUNT, true); }
 
 inline void let_next_launch_start() {}
 inline void wait_for_launch_before() { world.self->waited = true; }
 
 inline u32 cluster_rank() { return world.self->block->rank; }
-inline u32 cluster_size() { return world.launch->cluster; }
 inline void sync_cluster() {
     emulation::Cluster& cluster = *world.self->block->cluster;
     emulation::meet(cluster.meeting, u32(cluster.blocks.size()) * world.launch->threads, "sync_cluster");
-}
-inline void meet_cluster() {       // nothing is told: clocks stay as they were
-    emulation::Meeting& m = world.self->block->cluster->meeting;
-    const u32 count = u32(world.self->block->cluster->blocks.size()) * world.launch->threads;
-    const u64 seen = m.phase;
-    if (m.expected && m.expected != count) emulation::fail("meet_cluster: %u threads here, %u there", count, m.expected);
-    m.expected = count;
-    if (++m.arrived == count) {
-        emulation::go(m);
-    } else {
-        emulation::sleep_until_changed(m.phase, seen, "meet_cluster");
-    }
 }
 inline u32 remote(u32 at, u32 rank) { return at | (rank + 1) << 24; }
 inline void store_remote(u32 at, Words w, u32 barrier) {
@@ -866,11 +863,6 @@ inline void expect_bytes(u32 at, u32 bytes) {
     emulation::arrive_at(b);
 }
 inline void wait_for_remote(u32 at, u32 parity) { wait(at, parity); }
-inline void arrive_remote(u32 at) {
-    emulation::perhaps_switch();
-    emulation::Block& block = emulation::block_of(at);
-    emulation::arrive_at(emulation::barrier_at(block, at));
-}
 
 inline const emulation::Map& map_of(const TensorMap& map) {
     static_assert(sizeof(emulation::Map) <= sizeof map);
@@ -880,14 +872,6 @@ inline const emulation::Map& map_of(const TensorMap& map) {
 inline void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
     emulation::perhaps_switch();
     emulation::copy(*world.self->block, at, map_of(map), row, column, barrier);
-}
-inline void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
-    emulation::perhaps_switch();
-    std::vector<emulation::Block>& blocks = world.self->block->cluster->blocks;
-    if (ranks >> blocks.size()) emulation::fail("a copy to blocks %x of %zu", ranks, blocks.size());
-    for (u32 rank = 0; rank < blocks.size(); rank++) {
-        if (ranks >> rank & 1) emulation::copy(blocks[rank], at, map_of(map), row, column, barrier);
-    }
 }
 inline void prefetch_map(const TensorMap& map) { map_of(map); }
 

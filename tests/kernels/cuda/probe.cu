@@ -128,13 +128,24 @@ KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
     }
     sync_block();
     if (x.fault == 5) load_shared(base + A);                                    // not waited for
-    if (x.fault == 6) copy_box_to(2, base + A, x.map, 0, 0, full);              // there is no second block
-    if (x.fault == 8) wait(full, 0), wait(full, 1);                             // the next copy never comes
-    if (x.fault == 9) load_fresh(x.a);                                          // this thread has not waited
+    if (x.fault == 6) wait(full, 0), wait(full, 1);                             // the next copy never comes
+    if (x.fault == 8) load_fresh(x.a);                                          // this thread has not waited
+}
+
+// Two groups take what a third one gives back: 168 registers a thread at launch.
+KERNEL(384) trade(const __grid_constant__ Arguments x) {
+    if (thread_index() < 256) {
+        more_registers<232>();
+    } else if (x.fault == 0) {
+        fewer_registers<48>();                                                  // eight too few
+    } else {
+        fewer_registers<40>();
+    }
 }
 
 EMULATED(from_copies, Arguments)
 EMULATED(faulty_copy, Arguments)
+EMULATED(trade, Arguments)
 EMULATED(from_memory, Arguments)
 EMULATED(from_registers, Arguments)
 EMULATED(faulty, Arguments)

@@ -28,8 +28,6 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
     return loaded
 
 
-def asked(driver: ctypes.CDLL) -> list[int]:
-    """Blocks of a cluster, and whether the launch may start early."""
-    found = (ctypes.c_uint * 2)()
-    driver.asked(found)
-    return list(found)
+def early(driver: ctypes.CDLL) -> bool:
+    """Whether the launch may start early."""
+    return bool(driver.asked_early())

@@ -31,10 +31,18 @@ class Arguments(ctypes.Structure):
 
 
 def run(
-    name: str, a: Tensor, b: Tensor, d: Tensor, fault: int = 0, *, eager: bool = False, early: bool = False
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    fault: int = 0,
+    *,
+    threads: int = 128,
+    eager: bool = False,
+    early: bool = False,
 ) -> None:
     arguments = Arguments(tensor_map(a, 64), a.data_ptr(), b.data_ptr(), d.data_ptr(), fault)
-    emulate(library(PROBE), name, arguments, Grid(1, 128, SHARED_BYTES), [a, b], [d], eager=eager, early=early)
+    emulate(library(PROBE), name, arguments, Grid(1, threads, SHARED_BYTES), [a, b], [d], eager=eager, early=early)
 
 
 def matrix_of(fragments: Tensor) -> Tensor:
@@ -90,9 +98,8 @@ COPY_FAULTS = [
     "there is no barrier at",
     "store at .* no wait for the copy",
     "load at .* no wait for the copy",
-    "a copy to blocks 2 of 1",
-    "wrote there without a fence",
     "standstill: .*mbarrier x 128",
+    "wrote there without a fence",
     "global load at .* before the launch before has ended",
 ]
 
@@ -133,6 +140,14 @@ def test_a_planted_fault_is_found(fault: int, message: str) -> None:
     a, b, d = torch.randn(64, 16).bfloat16(), torch.randn(64, 16).bfloat16(), torch.empty(128, 32)
     with pytest.raises(Violation, match=message):
         run("faulty", a, b, d, fault)
+
+
+@needs_compiler
+def test_no_more_registers_are_taken_than_were_given_back() -> None:
+    a, b, d = torch.zeros(64, 16).bfloat16(), torch.zeros(64, 16).bfloat16(), torch.empty(128, 32)
+    run("trade", a, b, d, 1, threads=384)
+    with pytest.raises(Violation, match="65536 registers, of 64512 at launch"):
+        run("trade", a, b, d, 0, threads=384)
 
 
 @needs_compiler

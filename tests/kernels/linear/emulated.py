@@ -13,15 +13,30 @@ from dsv4.kernels.linear.gemm import Fp8Weight
 from dsv4.kernels.linear.quantise import GROUP, Fp8Rows, packed, unpacked
 
 
+# The later half of K takes away, in another order, what the first has added: a result is what rounding has left, so
+# that in bf16, too, it says in which order float32 sums were made.
 def rows_of(T: int, K: int) -> Fp8Rows:
     """Random rows, each group with a scale of its own."""
-    bytes_of_scales = torch.randint(105, 140, (T, K // GROUP)).to(torch.uint8)
-    return Fp8Rows((torch.randn(T, K) * 20).to(torch.float8_e4m3fn), packed(bytes_of_scales).t().contiguous())
+    values, scales = torch.randn(T, _half(K), GROUP) * 20, torch.randint(117, 128, (T, _half(K))).to(torch.uint8)
+    values, scales = torch.cat((values, -values.flip(1)), 1), torch.cat((scales, scales.flip(1)), 1)
+    groups = K // GROUP
+    return Fp8Rows(_e4m3(values[:, :groups]), packed(scales[:, :groups].contiguous()).t().contiguous())
 
 
 def weight_of(N: int, K: int) -> Fp8Weight:
-    scales = torch.randint(110, 121, (N // GROUP, K // GROUP)).to(torch.uint8)
-    return Fp8Weight.of((torch.randn(N, K) * 20).to(torch.float8_e4m3fn), scales)
+    values = torch.randn(N, _half(K), GROUP) * 20
+    scales = torch.randint(110, 121, (N // GROUP, _half(K))).to(torch.uint8)
+    values, scales = torch.cat((values, values.flip(1)), 1), torch.cat((scales, scales.flip(1)), 1)
+    groups = K // GROUP
+    return Fp8Weight.of(_e4m3(values[:, :groups]), scales[:, :groups].contiguous())
+
+
+def _half(K: int) -> int:
+    return -(-K // GROUP // 2)
+
+
+def _e4m3(values: Tensor) -> Tensor:
+    return values.flatten(1).contiguous().to(torch.float8_e4m3fn)
 
 
 def run(
@@ -30,26 +45,29 @@ def run(
     w: Fp8Weight,
     splits: int,
     cut: hopper.Cut,
-    dtype: torch.dtype = torch.float32,
     *,
     seed: int = 0,
     eager: bool = False,
 ) -> Tensor:
-    """[T, N]; whatever the kernel leaves unwritten is NaN."""
+    """[T, N] bf16; whatever the kernel leaves unwritten is NaN."""
     T, K = x.values.shape
-    out = torch.full((T, len(w.values)), torch.nan, dtype=dtype)
-    maps = tensor_map(x.values, hopper.BOX_ROWS), tensor_map(w.values, hopper.BOX_COLUMNS)
+    shape, blocks = cut
+    out = torch.full((T, len(w.values)), torch.nan, dtype=torch.bfloat16)
+    maps = tensor_map(x.values, shape.rows), tensor_map(w.values, shape.columns)
     arguments = hopper.arguments_of(*maps, x.sf, w.sf, out, K, splits)
-    grid = Grid(cut.blocks, hopper.THREADS, hopper.SHARED_BYTES[cut.kernel], cut.cluster)
+    grid = Grid(blocks, hopper.THREADS, hopper.SHAPES[shape].shared_bytes)
     emulate(
-        kernels, f"fp8_{cut.kernel}", arguments, grid, [x.values, x.sf], [out],
+        kernels, f"fp8_{shape.kernel}", arguments, grid, [x.values, x.sf], [out],
         constants=[w.values, w.sf], seed=seed, eager=eager, early=True,
     )  # fmt: skip
     return out
 
 
 def expected(x: Fp8Rows, w: Fp8Weight, splits: int) -> Tensor:
-    """The same float32 operations, in the order of few_rows.py and many_rows.py; inside 128 channels the emulator's."""
+    """[T, N] bf16: the same float32 operations, in the order of few_rows.py and many_rows.py.
+
+    Inside 128 channels their order is the emulator's.
+    """
     (T, K), N = x.values.shape, len(w.values)
     values, weight = x.values.float(), w.values.float()
     x_scale = power_of(unpacked(x.sf.t(), K // GROUP))
@@ -63,7 +81,7 @@ def expected(x: Fp8Rows, w: Fp8Weight, splits: int) -> Tensor:
         if (group + 1) % (K // GROUP // splits) == 0:
             total += segment
             segment = torch.zeros(T, N)
-    return total
+    return total.bfloat16()
 
 
 def power_of(scales: Tensor) -> Tensor:

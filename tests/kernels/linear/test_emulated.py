@@ -10,13 +10,12 @@ from tests.kernels.closeness import assert_bits
 from tests.kernels.cuda.emulate import compiler, library
 from tests.kernels.linear.emulated import expected, rows_of, run, weight_of
 
-from dsv4.kernels.linear.hopper import SOURCE, Cut, cut_of, cuts
+from dsv4.kernels.linear.hopper import SOURCE, Cut, Shape, cut_by, cut_of, tiles
 from dsv4.kernels.linear.quantise import Fp8Rows
-from dsv4.kernels.linear.tuning import num_splits
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 
-WHOLE = [Cut(64, "whole", 1, 3), Cut(128, "whole", 1, 2), Cut(128, "whole", 2, 2)]
+CUTS = [Cut(Shape(64, 64), 3), Cut(Shape(64, 128), 3), Cut(Shape(128, 128), 2)]
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +23,23 @@ def kernels() -> ctypes.CDLL:
     return library(SOURCE)
 
 
-def split(rows: int, splits: int, tiles: int) -> Cut:
-    return Cut(rows, "split", splits, tiles * splits)
-
-
-@pytest.mark.parametrize("cut", WHOLE)
-@pytest.mark.parametrize(("T", "N", "K", "splits"), [(1, 256, 128, 1), (70, 256, 1152, 1), (300, 512, 1024, 2)])
-def test_a_block_does_all_segments_of_a_tile(
-    kernels: ctypes.CDLL, cut: Cut, T: int, N: int, K: int, splits: int
-) -> None:
-    """More tiles than blocks, fewer stages than the ring has and more, rows that do not fill a tile."""
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    ("T", "N", "K", "splits"), [(1, 256, 128, 1), (70, 256, 1152, 1), (100, 256, 2816, 2), (300, 512, 1024, 2)]
+)
+def test_a_block_does_tile_after_tile(kernels: ctypes.CDLL, cut: Cut, T: int, N: int, K: int, splits: int) -> None:
+    """More tiles than blocks, fewer stages than the ring has and more, batches that segments and tiles end inside, rows
+    that do not fill a tile.
+    """
     x, w = rows_of(T, K), weight_of(N, K)
-    want = expected(x, w, splits)
-    assert_bits(run(kernels, x, w, splits, cut), want)
-    assert_bits(run(kernels, x, w, splits, cut, torch.bfloat16), want.bfloat16())
+    assert_bits(run(kernels, x, w, splits, cut), expected(x, w, splits))
 
 
-@pytest.mark.parametrize("rows", [64, 128])
-@pytest.mark.parametrize(("T", "N", "K", "splits"), [(20, 256, 1024, 2), (130, 128, 2560, 4), (64, 128, 4096, 8)])
-def test_a_cluster_shares_the_segments_of_a_tile(
-    kernels: ctypes.CDLL, rows: int, T: int, N: int, K: int, splits: int
-) -> None:
-    x, w = rows_of(T, K), weight_of(N, K)
-    want, cut = expected(x, w, splits), split(rows, splits, -(-T // rows) * N // 128)
-    assert_bits(run(kernels, x, w, splits, cut), want)
-    assert_bits(run(kernels, x, w, splits, cut, torch.bfloat16), want.bfloat16())
+def test_the_order_of_sums_is_seen(kernels: ctypes.CDLL) -> None:
+    """With these inputs: one segment and two have other bits."""
+    x, w = rows_of(100, 2048), weight_of(128, 2048)
+    got = run(kernels, x, w, 1, CUTS[0])
+    assert (got != expected(x, w, 2)).float().mean() > 0.5
 
 
 def test_bits_depend_on_nothing_but_the_row(kernels: ctypes.CDLL) -> None:
@@ -56,16 +47,14 @@ def test_bits_depend_on_nothing_but_the_row(kernels: ctypes.CDLL) -> None:
     T, N, K, splits = 200, 256, 1024, 2
     x, w = rows_of(T, K), weight_of(N, K)
     want = expected(x, w, splits)
-    every = [*WHOLE, split(64, splits, 8), split(128, splits, 4)]
     for seed in range(1, 11):
-        cut = every[seed % len(every)]
-        assert_bits(run(kernels, x, w, splits, cut, seed=seed, eager=seed % 3 == 0), want)
+        assert_bits(run(kernels, x, w, splits, CUTS[seed % 3], seed=seed, eager=seed % 2 == 0), want)
     alone = Fp8Rows(x.values[150:167].contiguous(), x.sf[:, 150:167].contiguous())
-    for cut in (Cut(64, "whole", 1, 1), split(64, splits, 2)):
-        assert_bits(run(kernels, alone, w, splits, cut), want[150:167])
+    for cut in CUTS:
+        assert_bits(run(kernels, alone, w, splits, cut_by(cut.shape, 17, N, 1)), want[150:167])
 
 
-@pytest.mark.parametrize("cut", [*WHOLE, split(64, 2, 4), split(128, 2, 2)])
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_nan_stays_in_its_row(kernels: ctypes.CDLL, cut: Cut) -> None:
     x, w = rows_of(70, 1024), weight_of(256, 1024)
     fine = run(kernels, x, w, 2, cut)
@@ -82,12 +71,12 @@ def test_scales_at_the_ends_of_their_range(kernels: ctypes.CDLL, byte: int) -> N
     """2^-127 is subnormal, 2^127 overflows most sums; 255 is NaN."""
     x, w = rows_of(3, 256), weight_of(128, 256)
     w.sf.view(torch.uint8)[0, 1] = byte
-    got, want = run(kernels, x, w, 1, Cut(64, "whole", 1, 1)), expected(x, w, 1)
+    got, want = run(kernels, x, w, 1, CUTS[0]), expected(x, w, 1)
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got.nan_to_num(), want.nan_to_num())
 
 
-SHAPES = [
+PRODUCTS = [
     (1536, 4096),
     (32768, 1024),
     (8192, 1024),
@@ -99,25 +88,16 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("N", "K"), SHAPES)
+@pytest.mark.parametrize(("N", "K"), PRODUCTS)
 @pytest.mark.parametrize("num_sms", [132, 114])
 def test_a_cut_covers_the_product_and_fits_the_device(N: int, K: int, num_sms: int) -> None:
-    splits = num_splits(N, K, 1)
     for T in (17, 64, 65, 128, 256, 300, 1024, 8192):
-        found = cuts(T, N, splits, num_sms)
-        assert cut_of(T, N, K, splits, num_sms) in found
-        for cut in found:
-            assert cut.blocks % cut.cluster == 0
-            tiles = -(-T // cut.rows) * N // 128
-            if cut.kind == "split":
-                assert (cut.blocks, cut.cluster) == (tiles * splits, splits)
-                assert splits in (2, 4, 8), "a cluster has eight blocks at most, and each an equal share of a tile"
-            else:
-                assert 0 < cut.blocks <= min(tiles, num_sms)
-                assert cut.cluster == 1 or N % 256 == 0
+        shape, blocks = cut_of(T, N, K, num_sms)
+        assert N % shape.columns == 0
+        assert 0 < blocks <= min(tiles(shape, T, N), num_sms)
 
 
-def test_few_tiles_are_split_and_many_are_not() -> None:
-    assert cut_of(64, 4096, 4096, 4, 132).kind == "split"
-    assert cut_of(8192, 4096, 4096, 4, 132).kind == "whole"
-    assert cut_of(64, 32768, 1024, 1, 132).kind == "whole"
+def test_few_rows_have_small_tiles_and_many_have_large_ones() -> None:
+    assert cut_of(64, 1536, 4096, 132) == (Shape(64, 64), 24)
+    assert cut_of(256, 4096, 4096, 132) == (Shape(64, 128), 128)
+    assert cut_of(8192, 4096, 4096, 132) == (Shape(128, 128), 132)

@@ -10,9 +10,9 @@ import pytest
 
 from dsv4.errors import Violation
 from dsv4.kernels.cuda.compile import Nvrtc, sources
-from dsv4.kernels.linear.hopper import SHARED_BYTES, SOURCE
+from dsv4.kernels.linear.hopper import SHAPES, SOURCE
 
-ENTRIES = sorted(f"fp8_{name}" for name in SHARED_BYTES)
+ENTRIES = {f"fp8_{shape.kernel}": shape for shape in SHAPES}
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +49,30 @@ def test_products_run_behind_the_program(made: tuple[bytes, str]) -> None:
 
 
 def test_a_stage_is_four_products_and_one_fused_sum_per_value(code: dict[str, str]) -> None:
-    assert sorted(code) == ENTRIES
+    """As often as stages are under way; a tile of 128 rows starts one more before its loop."""
+    assert set(code) == set(ENTRIES)
     for name, text in code.items():
-        rows = int(name[-3:].lstrip("_"))
-        assert re.findall(r"QGMMA\.(\w+)\.F32\.E4M3\.E4M3", text) == [f"64x{rows}x32"] * 4, name
-        assert len(re.findall(r"\bFFMA\b", text)) == rows // 2, name
+        rows, columns = ENTRIES[name]
+        wide, batch = rows * columns // 128, 128 * 128 // (rows * columns)
+        assert re.findall(r"QGMMA\.(\w+)\.F32\.E4M3\.E4M3", text) == [f"64x{wide}x32"] * 4 * max(batch, 2), name
+        assert len(re.findall(r"\bFFMA\b", text)) == batch * wide // 2, name
         assert "USETMAXREG.TRY_ALLOC" in text
         assert "USETMAXREG.DEALLOC" in text
         assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
 
 
-def test_tiles_come_by_the_copy_engine_and_pairs_share_rows(code: dict[str, str]) -> None:
+def test_descriptors_stay_in_uniform_registers(code: dict[str, str]) -> None:
+    """A group is the same in all lanes: a product needs no R2UR in front of it."""
+    for name, text in code.items():
+        loop = text[text.index("QGMMA") : text.rindex("QGMMA")]
+        assert "R2UR" not in loop, name
+
+
+def test_tiles_come_by_the_copy_engine_and_no_wait_empties_the_cache(code: dict[str, str]) -> None:
+    """CCTL.IVALL, in front of which an acquire at the cluster's scope puts it."""
     for name, text in code.items():
         assert "UTMALDG.2D " in text, name
-        assert ("UTMALDG.2D.MULTICAST" in text) == name.startswith("fp8_whole"), name
+        assert "CCTL.IVALL" not in text, name
 
 
 def test_a_launch_overlaps_the_one_before(code: dict[str, str]) -> None:
@@ -71,14 +81,12 @@ def test_a_launch_overlaps_the_one_before(code: dict[str, str]) -> None:
 
 
 def test_no_fence_of_the_whole_device(code: dict[str, str]) -> None:
-    """A release at the cluster's scope is one, hundreds of cycles long."""
     for name, text in code.items():
         assert "MEMBAR" not in text, name
 
 
 def test_the_shared_memory_that_a_launch_asks_for_is_the_layouts() -> None:
     text = sources(SOURCE)[0]
-    for name, size in SHARED_BYTES.items():
-        kind, rows = name.split("_")
-        assert f"static_assert(Layout<{rows}, {str(kind == 'split').lower()}>::BYTES == {size})" in text
-    assert max(SHARED_BYTES.values()) <= 227 * 1024
+    for (rows, columns), cost in SHAPES.items():
+        assert f"static_assert(Layout<{rows}, {columns}>::BYTES == {cost.shared_bytes})" in text
+        assert cost.shared_bytes <= 227 * 1024

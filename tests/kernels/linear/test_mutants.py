@@ -11,31 +11,33 @@ from tests.kernels.cuda.emulate import compiler, library
 from tests.kernels.linear.emulated import expected, rows_of, run, weight_of
 
 from dsv4.errors import Violation
-from dsv4.kernels.linear.hopper import SOURCE, Cut
+from dsv4.kernels.linear.hopper import SOURCE, Cut, Shape
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 
-ALONE, PAIR, SPLIT = Cut(64, "whole", 1, 1), Cut(128, "whole", 2, 2), Cut(64, "split", 2, 8)
+SMALL, LARGE = Cut(Shape(64, 64), 3), Cut(Shape(128, 128), 1)
 RACE = "running product|no barrier since|no wait for the copy|nobody wrote it"
-EMPTY = "wait_for_remote(base + L::EMPTY + 8 * p.ring.stage, p.ring.parity ^ 1);"
+STALE = RACE + "|wrong"
 MUTANTS = [
-    (ALONE, EMPTY, "", RACE),
-    (ALONE, "wait(base + L::FULL + 8 * ring.stage, ring.parity);", "", RACE),
-    (ALONE, "        matrix_wait<0>();\n", "", "wrong|running product|no barrier since"),
-    (ALONE, "        matrix_fence();\n", "", "without matrix_fence"),
-    (ALONE, "copy_box(stage(p) + L::X, a.w", "copy_box(stage(p) + L::X + 128, a.w", "the swizzle's pattern"),
-    (ALONE, "expect_bytes(full(p), L::STAGE);", "expect_bytes(full(p), L::STAGE - 1024);", "more than its barrier"),
-    (ALONE, "        wait_for_launch_before();\n        for", "        for", "before the launch before has ended"),
-    (ALONE, "        wait_for_launch_before();\n        enter", "        enter", "before the launch before has ended"),
-    (ALONE, "if (TURNS && group == 1) arrive_named(TURN, 256);", "", "standstill"),
-    (ALONE, "        parity ^= 1;\n", "", "standstill|no wait for the copy|no barrier since|wrong"),
-    (ALONE, "number % 4 == 3 ||", "number % 4 == 2 ||", "wrong"),
-    (ALONE, "const u32 shift = u32(number) % 4 * 8;", "const u32 shift = u32(number) % 2 * 8;", "wrong"),
-    (PAIR, "8 * sides);         // a lane", "8);         // a lane", RACE),
-    (PAIR, "} else if (lane < 2) {", "} else if (lane < 1) {", "standstill"),
-    (PAIR, "copy_box_to(3, ", "copy_box_to(1, ", "standstill|nobody wrote it|more than"),
-    (SPLIT, "        wait_for_remote(base + L::ARRIVED, 0);\n", "", RACE),
-    (SPLIT, "L::PARTS_BYTES);", "64);", RACE + "|more"),
+    (SMALL, "wait(base + L::EMPTY + 8 * p.ring.stage, p.ring.parity ^ 1);", "", RACE),
+    (SMALL, "wait(base + L::EMPTY + 8 * ring.stage, ring.parity ^ 1);", "", RACE),
+    (SMALL, "if (to_start > 0) wait(base + L::FULL + 8 * started.stage, started.parity);", "", RACE),
+    (SMALL, "wait(base + L::OUT_FULL + 8 * group, parity);", "", RACE),
+    (SMALL, "wait(base + L::OUT_EMPTY + 8 * group, parity ^ 1);", "", RACE),
+    (SMALL, "2);                  // the copies, the scales", "1);", RACE + "|arrive"),
+    (SMALL, "if (L::BATCH - i == 4) matrix_wait<3>();", "", "wrong|running product|no barrier since"),
+    (LARGE, "if (L::BATCH - i == 1) matrix_wait<0>();", "", "wrong|running product|no barrier since"),
+    (SMALL, "        matrix_fence();\n", "", "without matrix_fence"),
+    (SMALL, "copy_box(stage(p) + L::X, a.w", "copy_box(stage(p) + L::X + 128, a.w", "the swizzle's pattern"),
+    (SMALL, "(full(p), L::STAGE);", "(full(p), L::STAGE - 1024);", "more than its barrier|standstill"),
+    (SMALL, "wait_for_launch_before();\n        for", "for", "before the launch before has ended"),
+    (SMALL, "wait_for_launch_before();\n        Ring", "Ring", "before the launch before has ended"),
+    (SMALL, "wait_for_launch_before();\n        u32 parity", "u32 parity", "before the launch before has ended"),
+    (SMALL, "        parity ^= 1;\n    }\n};", "    }\n};", "standstill|no wait for the copy|no barrier since|wrong"),
+    (SMALL, "put(now, 8 * u32(n), ring)", "put(now, 8 * u32(n ^ 1), ring)", "wrong"),
+    (LARGE, "lane / 8 * 16 + lane % 8 + r * 8", "lane / 8 * 16 + lane % 8 + (1 - r) * 8", "wrong"),
+    (LARGE, "if (++segment == a.segments)", "if (++segment >= 1)", "wrong|standstill"),
+    (LARGE, "fewer_registers<56>", "fewer_registers<64>", "registers, of"),
 ]  # fmt: skip
 
 
@@ -61,6 +63,6 @@ def test_a_mutant_is_found(
     assert re.search(message, verdict(path, cut))
 
 
-@pytest.mark.parametrize("cut", [ALONE, PAIR, SPLIT])
+@pytest.mark.parametrize("cut", [SMALL, LARGE])
 def test_the_kernel_itself_is_right(cut: Cut) -> None:
     assert verdict(SOURCE, cut) == "right"

@@ -13,7 +13,7 @@ from dsv4.errors import Violation
 
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
-_CLUSTER, _EARLY = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION
+_EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _BYTES, _PLAIN, _SWIZZLE, _PROMOTION, _ZEROS = 0, 0, 3, 3, 0  # CU_TENSOR_MAP_: UINT8, 128B, L2_256B, and defaults
 
 
@@ -61,18 +61,13 @@ class Kernel:
     threads: int
     shared_bytes: int
 
-    def launch(self, blocks: int, arguments: ctypes.Structure, *, cluster: int = 1, early: bool = False) -> None:
+    def launch(self, blocks: int, arguments: ctypes.Structure, *, early: bool = False) -> None:
         """Runs so many blocks on the current stream; `arguments` is the kernel's only parameter.
 
-        cluster  blocks of a cluster, where the kernel does not say it
-        early    the launch may start before the one before it has ended; the kernel waits where it has to
+        early  the launch may start before the one before it has ended; the kernel waits where it has to
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        attributes = []
-        if cluster > 1:
-            attributes.append(_Attribute(_CLUSTER, 0, (cluster, 1, 1)))
-        if early:
-            attributes.append(_Attribute(_EARLY, 0, (1,)))
+        attributes = (_Attribute(_EARLY, 0, (1,)),) if early else ()
         config = _Config(
             (blocks, 1, 1, self.threads, 1, 1, self.shared_bytes),
             torch.cuda.current_stream().cuda_stream,

@@ -155,10 +155,6 @@ DEVICE void store_words(void* at, Words w) {
                  :: "l"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]) : "memory");
 }
 
-DEVICE void store_pair(void* at, Pair w) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(at), "r"(w.x[0]), "r"(w.x[1]) : "memory");
-}
-
 DEVICE void store_word(void* at, u32 w) { asm volatile("st.global.b32 [%0], %1;" :: "l"(at), "r"(w) : "memory"); }
 
 DEVICE void stop() { asm volatile("trap;"); }
@@ -172,6 +168,7 @@ DEVICE u32 ticks() {  // of the multiprocessor's clock
 // ---------------------------------------------------------------------------------------------- threads
 
 DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xFFFFFFFF, x, mask); }
+DEVICE u32 first_lane(u32 x) { return __shfl_sync(0xFFFFFFFF, x, 0); }  // the same in all lanes, as the compiler sees
 DEVICE bool any_lane(bool x) { return __any_sync(0xFFFFFFFF, x); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
@@ -221,19 +218,8 @@ DEVICE u32 cluster_rank() {
     return rank;
 }
 
-DEVICE u32 cluster_size() {
-    u32 size;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-    return size;
-}
-
 DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// All threads of the cluster meet, and say nothing of memory: barriers are known once `fence_barrier_init` was called.
-DEVICE void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // The same shared address in a block of the cluster; good for the next two functions alone.
@@ -247,12 +233,6 @@ DEVICE u32 remote(u32 at, u32 rank) {
 DEVICE void store_remote(u32 at, Words w, u32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
                  :: "r"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]), "r"(barrier) : "memory");
-}
-
-// Says that this thread's products have read what they read; of its stores to memory it says nothing to other blocks,
-// which would take a fence of the whole device.
-DEVICE void arrive_remote(u32 at) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(at) : "memory");
 }
 
 // Arrives at a barrier of this block, whose phase then also waits for so many bytes: of remote stores, of copies.
@@ -277,14 +257,6 @@ DEVICE void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barr
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
         :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
-}
-
-// The same to this place in every block of the cluster whose bit is set, and its bytes at this barrier there.
-DEVICE void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%2, %3}], [%4], %5;"
-        :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
 
 DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory"); }

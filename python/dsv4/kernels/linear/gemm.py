@@ -8,7 +8,7 @@
 Products of bf16 numbers are exact in float32 and so is their sum but for its order: with a float32 result
 `bf16_linear` is the float32 product that the model asks of a bf16 weight. One launch each: for few rows a weight
 streams past them once (`few_rows`), for many, tiles of both go to the matrix units (`many_rows`; on Hopper fp8_rows.cu,
-where it is asked for).
+where it is asked for, with a bf16 result).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _product(
     T, N, K = _check(kind, x, weight, groups)
     out = torch.empty(T, groups * N, dtype=_OUT[target], device=x.device)
     out_sf = torch.empty(_words(groups * N) if target == TO_FP8.value else 0, T, dtype=torch.int32, device=x.device)
-    if kind == FP8.value and T > FEW and choice(x.device).name == CUDA:
+    if kind == FP8.value and target == TO_BF16.value and T > FEW and choice(x.device).name == CUDA:
         hopper.launch(x, x_sf, weight.values, weight.sf, out, num_splits(N, K, groups))
     elif T:
         cut = cut_of(kind, N, K, groups, row_class(T))

@@ -6,7 +6,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from dsv4.kernels.linear.quantise import GROUP
 
 SOURCE = Path(__file__).with_name("fp8_rows.cu")
 THREADS = 384
-SHARED_BYTES = {"whole_64": 221_336, "whole_128": 229_496, "split_64": 229_512, "split_128": 229_464}
-"""By entry; the source's Layout::BYTES."""
-BOX_ROWS, BOX_COLUMNS = 64, 128  # of x and of the weight, as they are copied
 BAND = 8
 
 
@@ -38,69 +35,76 @@ class Arguments(ctypes.Structure):
         ("steps", ctypes.c_int32),
         ("words", ctypes.c_int32),
         ("band", ctypes.c_int32),
-        ("wide", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("timeline", ctypes.c_void_p),
         ("padding", ctypes.c_int32 * 2),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How a launch is cut: never changes a result.
-
-    rows     of a tile, 64 or 128; it has 128 columns
-    kind     whole: a block does all segments of K; split: a cluster shares them
-    cluster  blocks: of `split` one per segment, of `whole` one or two, which share the rows of two tiles
-    """
+class Shape(NamedTuple):
+    """Rows and columns of a tile: an entry of the source."""
 
     rows: int
-    kind: Literal["whole", "split"]
-    cluster: int
-    blocks: int
+    columns: int
 
     @property
     def kernel(self) -> str:
-        """The entry of the source that serves this cut."""
-        return f"{self.kind}_{self.rows}"
+        """The entry's name."""
+        return f"{self.rows}x{self.columns}"
 
 
-# Cycles, believed and not measured: a stage of 128 channels, what a tile adds to its stages, and an exchange.
-STAGE = {64: 400, 128: 560}
-TILE, EXCHANGE = 700, 2500
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of an entry.
+
+    shared_bytes  the source's Layout::BYTES
+    stage, tile   cycles of a stage, and of a tile beside its stages; believed, and not measured yet
+    """
+
+    shared_bytes: int
+    stage: int
+    tile: int
+
+
+SHAPES = {
+    Shape(64, 64): Cost(211_168, 300, 700),
+    Shape(64, 128): Cost(217_248, 450, 700),
+    Shape(128, 128): Cost(201_840, 760, 700),
+}
+
+
+class Cut(NamedTuple):
+    """How a launch is cut, which never changes a result: blocks that do tile after tile."""
+
+    shape: Shape
+    blocks: int
 
 
 @functools.lru_cache(maxsize=4096)
-def cut_of(T: int, N: int, K: int, splits: int, num_sms: int) -> Cut:
-    """The cut that is believed to be fastest for rows [T, K] and a weight [N, K] in `splits` segments."""
-    return min(cuts(T, N, splits, num_sms), key=lambda cut: cycles(cut, T, N, K, splits, num_sms))
+def cut_of(T: int, N: int, K: int, num_sms: int) -> Cut:
+    """The cut that is believed to be fastest for rows [T, K] and a weight [N, K]."""
+
+    def cycles(shape: Shape) -> int:
+        cost = SHAPES[shape]
+        return -(-tiles(shape, T, N) // num_sms) * (K // GROUP * cost.stage + cost.tile)
+
+    return cut_by(min(SHAPES, key=cycles), T, N, num_sms)
 
 
-def cuts(T: int, N: int, splits: int, num_sms: int) -> list[Cut]:
-    """All that can serve. Blocks of `whole` are no more than run at once; those of `split` do one tile each."""
-    found = []
-    for rows in (64, 128):
-        tiles = -(-T // rows) * (N // GROUP)
-        pair = 2 if rows == 128 and N % (2 * GROUP) == 0 else 1
-        found.append(Cut(rows, "whole", pair, min(tiles, num_sms // pair * pair)))
-        if splits > 1:
-            found.append(Cut(rows, "split", splits, tiles * splits))
-    return found
+def cut_by(shape: Shape, T: int, N: int, num_sms: int) -> Cut:
+    """By tiles of this shape; no more blocks than run at once."""
+    return Cut(shape, min(tiles(shape, T, N), num_sms))
 
 
-def cycles(cut: Cut, T: int, N: int, K: int, splits: int, num_sms: int) -> int:
-    """Believed length of a launch, without its start."""
-    tiles, stages = -(-T // cut.rows) * (N // GROUP), K // GROUP
-    if cut.kind == "split":
-        waves = -(-tiles * splits // (num_sms // 8 * 8))  # a cluster needs neighbours
-        return waves * (stages // splits * STAGE[cut.rows] + EXCHANGE)
-    return -(-tiles // cut.blocks) * (stages * STAGE[cut.rows] + TILE)
+def tiles(shape: Shape, T: int, N: int) -> int:
+    """How many there are of rows [T, ...] and a weight [N, ...]."""
+    return -(-T // shape.rows) * (N // shape.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The source's entries on one device, by name."""
+    """The source's entries on one device."""
 
-    entries: dict[str, Kernel]
+    entries: dict[Shape, Kernel]
     num_sms: int
 
 
@@ -109,37 +113,26 @@ def kernels_on(device: torch.device) -> Kernels:
     """Compiles the source, or takes it from disk, and loads it. Raises Violation where that fails."""
     with torch.cuda.device(device):
         module = Module(cubin(SOURCE))
-        entries = {name: module.kernel(f"fp8_{name}", THREADS, size) for name, size in SHARED_BYTES.items()}
+        entries = {s: module.kernel(f"fp8_{s.kernel}", THREADS, cost.shared_bytes) for s, cost in SHAPES.items()}
         return Kernels(entries, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def arguments_of(
-    x: TensorMap,
-    w: TensorMap,
-    x_sf: Tensor,
-    w_sf: Tensor,
-    out: Tensor,
-    K: int,
-    splits: int,
-) -> Arguments:
-    """The kernel's arguments; `out` [T, N] bf16 or float32."""
-    return Arguments(
-        x, w, x_sf.data_ptr(), w_sf.data_ptr(), out.data_ptr(), *out.shape,
-        splits, K // GROUP // splits, len(x_sf), BAND, int(out.dtype is torch.float32), 0,
-    )  # fmt: skip
+def arguments_of(x: TensorMap, w: TensorMap, x_sf: Tensor, w_sf: Tensor, out: Tensor, K: int, splits: int) -> Arguments:
+    """The kernel's arguments; `out` [T, N] bf16."""
+    steps = K // GROUP // splits
+    return Arguments(x, w, x_sf.data_ptr(), w_sf.data_ptr(), out.data_ptr(), *out.shape, splits, steps, len(x_sf), BAND)
 
 
 def launch(
     x: Tensor, x_sf: Tensor, weight: Tensor, w_sf: Tensor, out: Tensor, splits: int, cut: Cut | None = None
 ) -> None:
-    """Fills `out` [T, N]; at least one row. `cut` is for tests: the launch chooses its own."""
+    """Fills `out` [T, N] bf16; at least one row. `cut` is for tests: the launch chooses its own."""
     kernels = kernels_on(x.device)
     (T, K), N = x.shape, len(weight)
-    cut = cut or cut_of(T, N, K, splits, kernels.num_sms)
-    kernel = kernels.entries[cut.kernel]
+    shape, blocks = cut or cut_of(T, N, K, kernels.num_sms)
     maps = (
-        tensor_map(Matrix(x.data_ptr(), T, K, BOX_ROWS)),
-        tensor_map(Matrix(weight.data_ptr(), N, K, BOX_COLUMNS)),
+        tensor_map(Matrix(x.data_ptr(), T, K, shape.rows)),
+        tensor_map(Matrix(weight.data_ptr(), N, K, shape.columns)),
     )
     with torch.cuda.device(x.device):
-        kernel.launch(cut.blocks, arguments_of(*maps, x_sf, w_sf, out, K, splits), cluster=cut.cluster, early=True)
+        kernels.entries[shape].launch(blocks, arguments_of(*maps, x_sf, w_sf, out, K, splits), early=True)
