@@ -192,7 +192,9 @@ template <class L> struct Scaler {
         const float w = power_of(f.w >> shift & 255);
         Words scales[PAIRS] = {};
         UNROLL for (u32 i = 0; i < PAIRS; i++) {
-            UNROLL for (u32 r = 0; r < 2; r++) scales[i].x[r] = bits(power_of(f.x[i][r] >> shift & 255) * w);
+            UNROLL for (u32 r = 0; r < 2; r++) {
+                scales[i].x[r] = unknown(bits(power_of(f.x[i][r] >> shift & 255) * w));  // before the wait, not behind it
+            }
         }
         wait(base + L::EMPTY + 8 * ring.stage, ring.parity ^ 1);
         const u32 at = base + L::SCALES + ring.stage * L::STAGE_SCALES + lane * 16;
