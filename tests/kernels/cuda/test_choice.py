@@ -17,7 +17,6 @@ from dsv4.kernels.linear import choice as linear
 from dsv4.kernels.linear import hopper as linear_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-PREFERRED = {"sparse attention": CUDA, "FP8 products": TRITON}
 OPS = {"sparse attention": (attention, attention_kernels), "FP8 products": (linear, linear_kernels)}
 
 
@@ -49,13 +48,12 @@ def fails(_: torch.device) -> None:
 def test_the_preferred_one_serves_hopper_if_it_compiles(
     op: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_cuda = PREFERRED[op] == CUDA
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(OPS[op][1], "kernels_on", lambda _: None)
-    assert module.choice(GPU) == Choice(PREFERRED[op], "the default on Hopper" if is_cuda else "the default")
+    assert module.choice(GPU) == Choice(CUDA, "the default on Hopper")
     module.choice.cache_clear()
     monkeypatch.setattr(OPS[op][1], "kernels_on", fails)
-    assert module.choice(GPU) == Choice(TRITON, "NVRTC 1.0 on a source: no" if is_cuda else "the default")
+    assert module.choice(GPU) == Choice(TRITON, "NVRTC 1.0 on a source: no")
     module.choice.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
     assert module.choice(GPU).name == TRITON

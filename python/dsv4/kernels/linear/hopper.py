@@ -57,7 +57,8 @@ class Cost:
     """Of an entry.
 
     shared_bytes  the source's Layout::BYTES
-    stage, tile   cycles of a stage, and of a tile beside its stages; believed, and not measured yet
+    stage, tile   cycles of a stage, and of a tile beside its stages: believed, but what they chose was the fastest of
+                  the three at every shape that was measured (docs/notes/gemm.md)
     """
 
     shared_bytes: int
@@ -81,7 +82,7 @@ class Cut(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def cut_of(T: int, N: int, K: int, num_sms: int) -> Cut:
-    """The cut that is believed to be fastest for rows [T, K] and a weight [N, K]."""
+    """The fastest cut for rows [T, K] and a weight [N, K], by `SHAPES`."""
 
     def cycles(shape: Shape) -> int:
         cost = SHAPES[shape]
