@@ -1,7 +1,5 @@
 //! The tokens of a request.
 
-use crate::ids::narrow;
-
 /// Prompt and output; the newest wait beside the list.
 ///
 /// The lists of many requests lie on as many pages: a step that added to each would miss the
@@ -19,7 +17,9 @@ const MOST_RECENT: usize = 14;
 
 impl Tokens {
     pub(crate) fn new(list: Vec<i32>) -> Self {
-        Self { num_listed: narrow(list.len()), num_recent: 0, recent: [0; MOST_RECENT], list }
+        let mut tokens = Self { num_listed: 0, num_recent: 0, recent: [0; MOST_RECENT], list };
+        tokens.gather();
+        tokens
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -52,7 +52,8 @@ impl Tokens {
     #[inline(never)] // once in a few tokens
     pub(crate) fn gather(&mut self) {
         self.list.extend_from_slice(&self.recent[..self.num_recent as usize]);
-        (self.num_listed, self.num_recent) = (narrow(self.list.len()), 0);
+        let num_listed = u32::try_from(self.list.len()).expect("lengths are checked to fit int32");
+        (self.num_listed, self.num_recent) = (num_listed, 0);
     }
 }
 
