@@ -58,7 +58,7 @@ fn audit_tables(
         }
     }
     if group == Group::Swa {
-        for save in actives(scheduler).flat_map(|active| &active.reuse.saves) {
+        for save in actives(scheduler).flat_map(|active| &active.reuse.left.saves) {
             let caught = save.num_caught();
             (held, readers) = (held + caught.0, readers + caught.1);
         }
@@ -81,8 +81,8 @@ fn audit_cache(scheduler: &Scheduler) -> Result<(), Error> {
     let active: Vec<_> = actives(scheduler).collect();
     let landed = scheduler.rooms.landings().map(|(_, landing)| &landing.reuse);
     let reuses = active.iter().map(|active| &active.reuse).chain(landed);
-    let users = reuses.filter(|reuse| reuse.node.is_some()).count();
-    let restores = active.iter().filter(|active| active.reuse.restore.is_some()).count();
+    let users = reuses.filter(|reuse| reuse.left.node.is_some()).count();
+    let restores = active.iter().filter(|active| active.reuse.left.restore.is_some()).count();
     let pools = &scheduler.pools;
     let found = [
         (users, trie.num_users()),
@@ -108,6 +108,11 @@ fn audit_lists(scheduler: &Scheduler) -> Result<(), Error> {
             num_waiting += 1;
             num_tokens += waiting.request.tokens.len();
         }
+    }
+    let is_measured =
+        |active: &Active| active.covered() == active.tables.full.end().min(active.tables.swa.end());
+    if !actives(scheduler).all(is_measured) {
+        return wrong("a request does not know how far its tables reach".into());
     }
     let all_wait = queue.places().all(|p| scheduler.requests.at(p).active().is_none());
     let all_run = running.iter().all(|&(_, p)| scheduler.requests.at(p).active().is_some());

@@ -7,13 +7,13 @@ use crate::audit;
 use crate::budget::{self, PoolSizes};
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::ids::RequestId;
+use crate::ids::{self, RequestId};
 use crate::limits::Limits;
 use crate::metadata::{Memories, StepLayout};
 use crate::pool::{MAX_REMOTE, Pool};
 use crate::prefix::find::Sharing;
 use crate::recipe::{Dispatch, Recipe};
-use crate::request::{Next, Phase, Request};
+use crate::request::{Asked, Next, Phase, Request};
 use crate::schedule::Scheduler;
 pub use crate::schedule::{
     Answer, Check, Errands, Event, OnFailure, Outcome, Plan, Posting, Reset, RoomSettings, Transfer,
@@ -161,22 +161,24 @@ impl Core {
         let is_sent = side == Some(Side::Prefill);
         let make = |id, rank| Request {
             id,
-            rank,
-            num_prompt_tokens,
+            num_prompt_tokens: ids::narrow(num_prompt_tokens),
+            max_tokens: if is_sent { 1 } else { max_tokens },
+            min_tokens: u32::try_from(new.min_tokens).expect(narrow),
             tokens: Tokens::new(new.prompt),
-            max_tokens: if is_sent { 1 } else { max_tokens as usize },
-            min_tokens: usize::try_from(new.min_tokens).expect(narrow),
             stop_token_ids: new
                 .stop_token_ids
                 .iter()
                 .map(|&id| i32::try_from(id).expect(narrow))
                 .collect(),
-            submitted_us,
-            sharing: Sharing {
-                salt: new.cache_salt.into(),
-                is_off: new.no_cache,
-                ..Sharing::default()
-            },
+            asked: Box::new(Asked {
+                rank,
+                submitted_us,
+                sharing: Sharing {
+                    salt: new.cache_salt.into(),
+                    is_off: new.no_cache,
+                    ..Sharing::default()
+                },
+            }),
         };
         match &new.transfer {
             Some(transfer) => self.scheduler.submit_transfer(priority, transfer, make),
@@ -238,7 +240,8 @@ impl Core {
         let lookups = &scheduler.prefix.lookups;
         let is_prefilling = |place| matches!(scheduler.requests.at(place), Phase::Prefilling(_));
         let num_prefilling = running.iter().filter(|&&(_, place)| is_prefilling(place)).count();
-        let submitted = queue.places().map(|p| scheduler.requests.at(p).request().submitted_us);
+        let submitted =
+            queue.places().map(|p| scheduler.requests.at(p).request().asked.submitted_us);
         let waited_us = submitted.min().map_or(0, |oldest| scheduler.now_us - oldest);
         let mut stats: Vec<(String, u64)> = [
             ("num_running", running.len()),
@@ -304,7 +307,7 @@ impl Core {
         };
         match scheduler.requests.at(place) {
             Phase::Waiting(waiting) => {
-                let before = scheduler.queue.num_before(waiting.request.rank);
+                let before = scheduler.queue.num_before(waiting.request.asked.rank);
                 let why = match scheduler.waits_for(place) {
                     None => "it fits, and starts when the step has tokens and rows to spare".into(),
                     Some(wait) => format!("it {wait}"),
@@ -312,7 +315,7 @@ impl Core {
                 format!("request {id} waits behind {before} others; {why}")
             }
             Phase::Prefilling(prefilling) => {
-                let (done, all) = (prefilling.0.planned, prefilling.0.request.tokens.len());
+                let (done, all) = (prefilling.0.planned(), prefilling.0.request.tokens.len());
                 format!("request {id} is prefilling: {done} of {all} tokens planned")
             }
             Phase::Decoding(decoding) => {

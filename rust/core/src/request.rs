@@ -25,7 +25,7 @@ use std::cmp::Ordering;
 
 use crate::error::Violation;
 use crate::geometry::Geometry;
-use crate::ids::{RequestId, StepId};
+use crate::ids::{RequestId, StepId, narrow};
 use crate::planted::{self, Bug};
 use crate::prefix::find::Sharing;
 use crate::prefix::publish::{Computed, Reuse};
@@ -76,11 +76,17 @@ pub enum Finish {
 #[repr(C)] // what a step looks at comes first, here and below
 pub(crate) struct Request {
     pub(crate) id: RequestId,
+    pub(crate) num_prompt_tokens: u32,
+    pub(crate) max_tokens: u32,
+    pub(crate) min_tokens: u32,
     pub(crate) tokens: Tokens,
-    pub(crate) num_prompt_tokens: usize,
-    pub(crate) max_tokens: usize,
-    pub(crate) min_tokens: usize,
     pub(crate) stop_token_ids: Box<[i32]>,
+    pub(crate) asked: Box<Asked>,
+}
+
+/// What no step looks at.
+#[derive(Debug)]
+pub(crate) struct Asked {
     pub(crate) rank: Rank,
     pub(crate) submitted_us: u64,
     pub(crate) sharing: Sharing,
@@ -88,22 +94,22 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn num_generated(&self) -> usize {
-        self.tokens.len() - self.num_prompt_tokens
+        self.tokens.len() - self.num_prompt_tokens as usize
     }
 
     /// Tokens that may still be generated.
     pub(crate) fn output_left(&self) -> usize {
-        self.max_tokens - self.num_generated()
+        self.max_tokens as usize - self.num_generated()
     }
 
     /// Adds a generated token; says whether the request ends with it.
     pub(crate) fn generate(&mut self, token: i32) -> Option<Finish> {
         let num_before = self.num_generated();
         self.tokens.push(token);
-        if num_before >= self.min_tokens && self.stop_token_ids.contains(&token) {
+        if num_before >= self.min_tokens as usize && self.stop_token_ids.contains(&token) {
             return Some(Finish::Stop);
         }
-        (num_before + 1 >= self.max_tokens).then_some(Finish::Length)
+        (num_before + 1 >= self.max_tokens as usize).then_some(Finish::Length)
     }
 }
 
@@ -125,9 +131,8 @@ impl Waiting {
     /// Starts behind what the cache has.
     pub(crate) fn start(self, tables: Tables, reuse: Reuse) -> Prefilling {
         let Self { request, .. } = self;
-        let planned = reuse.num_cached_tokens;
-        let slid = [(StepId(0), 0); 2];
-        Prefilling(Active { request, tables, reuse, planned, last_step: StepId(0), slid })
+        let planned = reuse.num_cached_tokens as usize;
+        Prefilling(Active::new(planned, request, tables, reuse))
     }
 }
 
@@ -135,12 +140,12 @@ impl Waiting {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Active {
-    /// Positions below this are computed or in flight.
-    pub(crate) planned: usize,
+    planned: u32,
+    covered: u32,
+    pub(crate) request: Request,
     /// The newest step that it is part of.
     pub(crate) last_step: StepId,
     pub(crate) tables: Tables,
-    pub(crate) request: Request,
     pub(crate) reuse: Reuse,
     /// Window blocks that it slid past, by the step that was the newest then: no more than two
     /// steps are in flight, so those of two are not free again.
@@ -148,6 +153,29 @@ pub(crate) struct Active {
 }
 
 impl Active {
+    fn new(planned: usize, request: Request, tables: Tables, reuse: Reuse) -> Self {
+        let (last_step, slid) = (StepId(0), [(StepId(0), 0); 2]);
+        let planned = narrow(planned);
+        let mut active = Self { planned, covered: 0, request, last_step, reuse, tables, slid };
+        active.measure();
+        active
+    }
+
+    /// Positions below this are computed or in flight.
+    pub(crate) fn planned(&self) -> usize {
+        self.planned as usize
+    }
+
+    /// Both tables cover positions below this.
+    pub(crate) fn covered(&self) -> usize {
+        self.covered as usize
+    }
+
+    /// To be called when a table has grown.
+    pub(crate) fn measure(&mut self) {
+        self.covered = narrow(self.tables.full.end().min(self.tables.swa.end()));
+    }
+
     /// Positions below `written` hold their rows for good.
     pub(crate) fn seal(&mut self, written: usize) -> Result<(), Violation> {
         self.tables.full.seal_written(written)?;
@@ -162,9 +190,9 @@ impl Active {
 
     /// What the prefix cache may take from it.
     pub(crate) fn computed(&mut self) -> Computed<'_> {
-        let Request { id: owner, sharing, tokens, .. } = &mut self.request;
+        let Request { id: owner, asked, tokens, .. } = &mut self.request;
         let (tables, reuse) = (&mut self.tables, &mut self.reuse);
-        Computed { owner: *owner, sharing, tokens, tables, reuse }
+        Computed { owner: *owner, sharing: &mut asked.sharing, tokens, tables, reuse }
     }
 
     /// Its window blocks that are on their way back.
@@ -181,7 +209,7 @@ impl Active {
 
     #[inline(never)] // once in a block
     fn slide_past(&mut self, position: usize, newest: StepId, geometry: &Geometry) {
-        let (saves, mut count) = (&mut self.reuse.saves, 0);
+        let (saves, mut count) = (&mut self.reuse.left.saves, 0);
         self.tables.swa.slide(position, |index, block| {
             count += 1;
             let mut block = Some(block);
@@ -200,7 +228,7 @@ impl Active {
 
     /// `len` more positions are part of `step`.
     fn plan(&mut self, len: usize, step: StepId) {
-        self.planned += len;
+        self.planned += narrow(len);
         self.last_step = step;
     }
 }
@@ -215,10 +243,10 @@ impl Prefilling {
     /// `sample`: the place of that sample among those of the step.
     pub(crate) fn plan(mut self, len: usize, step: StepId, sample: usize) -> Phase {
         self.0.plan(len, step);
-        if self.0.planned < self.0.request.tokens.len() {
+        if self.0.planned() < self.0.request.tokens.len() {
             Phase::Prefilling(self)
         } else {
-            Phase::Decoding(Decoding { sample, drafts: vec![], bank: 0, active: self.0 })
+            Phase::Decoding(Decoding::new(sample, self.0))
         }
     }
 }
@@ -228,11 +256,12 @@ impl Prefilling {
 #[repr(C)]
 pub(crate) struct Decoding {
     /// Place of its newest sample among those of its newest step.
-    sample: usize,
-    /// Tokens that may come after the next one; a step finds out.
-    pub(crate) drafts: Vec<i32>,
+    sample: u32,
     /// The bank of its state slot that holds what its computed positions left.
-    pub(crate) bank: usize,
+    pub(crate) bank: u32,
+    /// Tokens that may come after the next one; a step finds out. In 8 bytes: few have any.
+    #[expect(clippy::box_collection, reason = "what a step looks at is to be small")]
+    drafts: Option<Box<Vec<i32>>>,
     pub(crate) active: Active,
 }
 
@@ -249,19 +278,26 @@ pub(crate) enum Next {
 impl Decoding {
     /// Its prompt was computed elsewhere; its tokens end with the one to compute next.
     pub(crate) fn arrived(request: Request, tables: Tables, reuse: Reuse) -> Self {
-        let (planned, slid) = (request.tokens.len() - 1, [(StepId(0), 0); 2]);
-        let active = Active { request, tables, reuse, planned, last_step: StepId(0), slid };
-        Self { sample: 0, drafts: vec![], bank: 0, active }
+        Self::new(0, Active::new(request.tokens.len() - 1, request, tables, reuse))
+    }
+
+    fn new(sample: usize, active: Active) -> Self {
+        Self { sample: narrow(sample), bank: 0, drafts: None, active }
+    }
+
+    /// Tokens that may come after the next one.
+    pub(crate) fn drafts(&self) -> &[i32] {
+        self.drafts.as_ref().map_or(&[], |drafts| drafts)
     }
 
     pub(crate) fn next(&self) -> Next {
         let num_tokens = self.active.request.tokens.len();
-        match self.active.planned.cmp(&num_tokens) {
+        match self.active.planned().cmp(&num_tokens) {
             Ordering::Less => Next::Known,
             Ordering::Equal
                 if self.active.request.output_left() > 1 || planted::is(Bug::ForwardedPastEnd) =>
             {
-                Next::Sampled(if planted::is(Bug::WrongSample) { 0 } else { self.sample })
+                Next::Sampled(if planted::is(Bug::WrongSample) { 0 } else { self.sample as usize })
             }
             _ => Next::None,
         }
@@ -276,24 +312,29 @@ impl Decoding {
     /// The next token is part of `step`, and a sample is in flight.
     pub(crate) fn plan(&mut self, step: StepId, sample: usize) {
         self.active.plan(1, step);
-        self.sample = sample;
+        self.sample = narrow(sample);
     }
 
     /// These tokens came of a step that was sure of one: the drafts before the last are computed.
     pub(crate) fn accept(&mut self, tokens: &[i32], drafts: &[i32]) {
         let Some((_, accepted)) = tokens.split_last() else { return };
-        self.bank = if planted::is(Bug::BankKept) { 0 } else { accepted.len() };
-        self.active.planned +=
-            if planted::is(Bug::AllAccepted) { self.drafts.len() } else { accepted.len() };
-        if !planted::is(Bug::DraftsKept) {
-            self.drafts.clear();
+        self.bank = if planted::is(Bug::BankKept) { 0 } else { narrow(accepted.len()) };
+        let all = planted::is(Bug::AllAccepted);
+        self.active.planned += narrow(if all { self.drafts().len() } else { accepted.len() });
+        if drafts.is_empty() && self.drafts.is_none() {
+            return;
         }
-        self.drafts.extend(drafts.iter().take_while(|&&draft| draft >= 0));
+        let kept = self.drafts.get_or_insert_default();
+        if !planted::is(Bug::DraftsKept) {
+            kept.clear();
+        }
+        kept.extend(drafts.iter().take_while(|&&draft| draft >= 0));
     }
 }
 
 /// Where a request is.
 #[derive(Debug)]
+#[repr(u32)] // which it is, comes first
 pub(crate) enum Phase {
     Waiting(Waiting),
     Prefilling(Prefilling),

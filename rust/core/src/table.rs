@@ -63,6 +63,7 @@ pub enum Slid {
 /// What a step of one token looks at stands here, what it does not behind a pointer: the fewer
 /// cache lines a request is, the more of them stay in the cache.
 #[derive(Debug)]
+#[repr(C)] // in the order in which blocks retire: the newest last
 pub struct BlockTable {
     rest: Box<Rest>,
     /// The last block, if it is open: what a decoding request writes.
@@ -208,7 +209,7 @@ impl BlockTable {
 
     /// Blocks to evict so that `num_blocks` can be taken, once the retired ones are free again.
     pub(crate) fn short_of(&self, num_blocks: usize, num_retired: usize) -> usize {
-        if num_blocks <= self.takeable(num_retired) {
+        if num_blocks == 0 || num_blocks <= self.takeable(num_retired) {
             return 0;
         }
         self.rest.pool.counts().short_of(num_blocks).saturating_sub(self.remainder())
@@ -489,6 +490,7 @@ impl Drop for BlockTable {
 
 /// Everything that a running request holds.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Tables {
     /// Compressed rows.
     pub full: BlockTable,

@@ -5,21 +5,25 @@
 /// The lists of many requests lie on as many pages: a step that added to each would miss the
 /// translation cache once per request. So a list is added to once in [`MOST_RECENT`] tokens.
 #[derive(Debug)]
+#[repr(C)] // counts first, to lie beside what a step looks at
 pub(crate) struct Tokens {
-    list: Vec<i32>,
+    num_listed: u32,
     num_recent: u32,
     recent: [i32; MOST_RECENT],
+    list: Vec<i32>,
 }
 
-const MOST_RECENT: usize = 15;
+const MOST_RECENT: usize = 14;
 
 impl Tokens {
     pub(crate) fn new(list: Vec<i32>) -> Self {
-        Self { list, num_recent: 0, recent: [0; MOST_RECENT] }
+        let mut tokens = Self { num_listed: 0, num_recent: 0, recent: [0; MOST_RECENT], list };
+        tokens.gather();
+        tokens
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.list.len() + self.num_recent as usize
+        (self.num_listed + self.num_recent) as usize
     }
 
     pub(crate) fn last(&self) -> Option<&i32> {
@@ -27,7 +31,7 @@ impl Tokens {
     }
 
     pub(crate) fn push(&mut self, token: i32) {
-        if self.num_recent as usize == MOST_RECENT {
+        if self.is_to_gather() {
             self.gather();
         }
         self.recent[self.num_recent as usize] = token;
@@ -40,10 +44,16 @@ impl Tokens {
         &self.list
     }
 
+    /// Has the list to be added to before the next token?
+    pub(crate) fn is_to_gather(&self) -> bool {
+        self.num_recent as usize == MOST_RECENT
+    }
+
     #[inline(never)] // once in a few tokens
-    fn gather(&mut self) {
+    pub(crate) fn gather(&mut self) {
         self.list.extend_from_slice(&self.recent[..self.num_recent as usize]);
-        self.num_recent = 0;
+        let num_listed = u32::try_from(self.list.len()).expect("lengths are checked to fit int32");
+        (self.num_listed, self.num_recent) = (num_listed, 0);
     }
 }
 

@@ -17,6 +17,10 @@ impl State {
             ..Counts::default()
         };
         self.slots.iter().for_each(|slot| found.enter(slot.state));
+        let is_open = |slot: &super::state::Slot| slot.state == SlotState::Open;
+        if !self.slots.iter().map(is_open).eq(self.present.iter().map(|life| life.is_open)) {
+            return wrong("what is open is not what the checks of writes would find".into());
+        }
         if found != self.counts {
             return wrong(format!("the table has {found:?}, the counts say {:?}", self.counts));
         }

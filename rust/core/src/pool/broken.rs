@@ -31,10 +31,9 @@ impl State {
 
     /// As if what the cache keeps had been given to others meanwhile.
     pub(crate) fn age_cached(&mut self) {
-        let is_cached = |slot: &&mut Slot| matches!(slot.state, SlotState::Cached { .. });
-        for slot in self.slots.iter_mut().filter(is_cached) {
-            slot.generation += 1;
-        }
+        let is_cached = |slot: &Slot| matches!(slot.state, SlotState::Cached { .. });
+        let aged = self.slots.iter().zip(&mut self.present).filter(|(slot, _)| is_cached(slot));
+        aged.for_each(|(_, life)| life.generation += 1);
     }
 
     /// As if a block had been lost from the list of the free.
@@ -49,6 +48,6 @@ impl State {
 
     /// As if the block had been given back while its handle lives on.
     pub(crate) fn begin_next_life(&mut self, id: BlockId) {
-        self.slots[id.place()].generation += 1;
+        self.present[id.place()].generation += 1;
     }
 }

@@ -145,7 +145,7 @@ impl Pool {
     pub(crate) fn share_block(&self, id: BlockId, generation: u32) -> Result<(), Violation> {
         let mut state = self.state();
         let slot = state.slots[id.place()];
-        if slot.state != SlotState::Sealed || slot.generation != generation {
+        if slot.state != SlotState::Sealed || state.generation(id) != generation {
             return Err(state.violate(id, generation, "to be shared, and is not sealed"));
         }
         state.enter(id, SlotState::Shared { readers: 1, keepers: 0 });
@@ -162,7 +162,7 @@ impl Pool {
         let mut state = self.state();
         let slot = state.slots[id.place()];
         let next = match (slot.state, role) {
-            _ if slot.generation != generation => None,
+            _ if state.generation(id) != generation => None,
             (SlotState::Shared { readers, keepers }, Role::Reader) => {
                 Some(SlotState::Shared { readers: readers + 1, keepers })
             }

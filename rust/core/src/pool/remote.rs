@@ -41,7 +41,7 @@ impl State {
         writers: &[WriterKey],
     ) -> Result<(), Violation> {
         let slot = self.slots[id.place()];
-        if slot.state != SlotState::Open || slot.generation != generation || slot.writers > 0 {
+        if slot.state != SlotState::Open || self.generation(id) != generation || slot.writers > 0 {
             return Err(self.violate(id, generation, "to be disclosed, and is not open"));
         }
         for &writer in writers {
@@ -58,7 +58,7 @@ impl State {
     /// Nobody may write the block any more: it is its request's own.
     pub(super) fn settle(&mut self, (id, generation): Life) -> Result<(), Violation> {
         let slot = self.slots[id.place()];
-        if slot.state != SlotState::Incoming || slot.generation != generation {
+        if slot.state != SlotState::Incoming || self.generation(id) != generation {
             return Err(self.violate(id, generation, "to be settled, and is not coming in"));
         }
         if slot.writers > 0 && !planted::is(Bug::SettledEarly) {
@@ -83,11 +83,11 @@ impl State {
         let meant = self.remote.writers.keys().find(stale).copied().unwrap_or(*writer);
         let Some(owed) = self.remote.writers.remove(&meant) else { return 0 };
         for &(id, generation) in &owed {
-            let newest = self.newest_step;
+            let (newest, is_now) = (self.newest_step, self.generation(id) == generation);
             let slot = &mut self.slots[id.place()];
             slot.writers -= 1;
             let is_last = slot.writers == 0 || planted::is(Bug::FirstWriterFrees);
-            if slot.generation != generation {
+            if !is_now {
                 self.violate(id, generation, "discharged of a writer of an earlier life");
             } else if is_last && slot.state == SlotState::Quarantined(Why::Written) {
                 self.retire_at(id, newest);
@@ -102,6 +102,7 @@ impl State {
         (id, generation): Life,
         ticket: Ticket,
     ) -> Result<(), Violation> {
+        let is_now = self.generation(id) == generation;
         let slot = &mut self.slots[id.place()];
         let holds_rows = matches!(
             slot.state,
@@ -110,7 +111,7 @@ impl State {
                 | SlotState::Shared { .. }
                 | SlotState::Cached { .. }
         );
-        if !holds_rows || slot.generation != generation {
+        if !holds_rows || !is_now {
             return Err(self.violate(id, generation, "to be sent, and is not held"));
         }
         self.counts.read += usize::from(slot.tickets == 0);
@@ -123,11 +124,12 @@ impl State {
     pub(super) fn end_read(&mut self, ticket: Ticket) -> usize {
         let Some(read) = self.remote.tickets.remove(&ticket) else { return 0 };
         for &(id, generation) in &read {
+            let is_now = self.generation(id) == generation;
             let slot = &mut self.slots[id.place()];
             slot.tickets -= 1;
             let is_last = slot.tickets == 0;
             self.counts.read -= usize::from(is_last);
-            if slot.generation != generation {
+            if !is_now {
                 self.violate(id, generation, "read by a transfer of an earlier life");
             } else if let (true, SlotState::Retired(step)) = (is_last, slot.state) {
                 self.list_retired(id, step);

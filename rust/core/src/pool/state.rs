@@ -40,12 +40,22 @@ pub(crate) enum Why {
     Doubt,
 }
 
-/// Half a cache line: a step looks at three of them per request.
+/// What the check of a write asks of a slot: it looks at three per request and step, and eight of
+/// them are a cache line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Present {
+    /// Grows each time the block becomes free.
+    pub(super) generation: u32,
+    /// The slot's state is Open.
+    pub(super) is_open: bool,
+}
+
+const _: () = assert!(size_of::<Present>() == 8);
+
+/// All else about a slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) state: SlotState,
-    /// Grows each time the block becomes free.
-    pub(super) generation: u32,
     /// Who took it last.
     pub(super) owner: RequestId,
     /// Obligations of others that may write it.
@@ -53,8 +63,6 @@ pub(super) struct Slot {
     /// Transfers in flight that read it.
     pub(super) tickets: u16,
 }
-
-const _: () = assert!(size_of::<Slot>() == 32);
 
 /// Most writers of one block, and most transfers that read one: whoever has rooms keeps to it.
 pub const MAX_REMOTE: usize = u16::MAX as usize;
@@ -64,6 +72,8 @@ pub const MAX_REMOTE: usize = u16::MAX as usize;
 pub(crate) struct State {
     pub(super) group: Group,
     pub(super) slots: Vec<Slot>,
+    /// Of the same slots.
+    pub(super) present: Vec<Present>,
     /// Last in, first out: the block most recently used is warm in the caches of the device.
     pub(super) free: Vec<BlockId>,
     /// In order of the step; without those that a transfer still reads.
@@ -85,10 +95,11 @@ pub(crate) struct State {
 impl State {
     pub(super) fn new(group: Group, capacity: usize) -> Self {
         let owner = RequestId(0);
-        let slot = Slot { state: SlotState::Free, generation: 0, owner, writers: 0, tickets: 0 };
+        let slot = Slot { state: SlotState::Free, owner, writers: 0, tickets: 0 };
         Self {
             group,
             slots: vec![slot; capacity],
+            present: vec![Present { generation: 0, is_open: false }; capacity],
             free: (0..capacity).rev().map(BlockId::at).collect(),
             retired: VecDeque::with_capacity(capacity),
             tainted: BTreeSet::new(),
@@ -108,14 +119,18 @@ impl State {
         self.counts.leave(slot.state);
         self.counts.enter(next);
         slot.state = next;
+        self.present[id.place()].is_open = next == SlotState::Open;
+    }
+
+    pub(super) fn generation(&self, id: BlockId) -> u32 {
+        self.present[id.place()].generation
     }
 
     pub(crate) fn take(&mut self, owner: RequestId) -> Option<(BlockId, u32)> {
         let id = self.free.pop()?;
         self.enter(id, SlotState::Open);
-        let slot = &mut self.slots[id.place()];
-        slot.owner = owner;
-        Some((id, slot.generation))
+        self.slots[id.place()].owner = owner;
+        Some((id, self.generation(id)))
     }
 
     /// Frees what no later step may read. Whether the books balance, as far as a glance shows, is
@@ -137,8 +152,8 @@ impl State {
 
     fn make_free(&mut self, id: BlockId) {
         self.enter(id, SlotState::Free);
-        let slot = &mut self.slots[id.place()];
-        slot.generation = slot.generation.wrapping_add(1);
+        let present = &mut self.present[id.place()];
+        present.generation = present.generation.wrapping_add(1);
         self.free.push(id);
     }
 
@@ -187,7 +202,7 @@ impl State {
         let slot = self.slots[id.place()];
         let newest = self.newest_step;
         match (slot.state, role) {
-            _ if slot.generation != generation && !planted::is(Bug::StaleHandle) => {
+            _ if self.generation(id) != generation && !planted::is(Bug::StaleHandle) => {
                 self.violate(id, generation, "given up by a handle of an earlier life");
             }
             (SlotState::Open, Role::Owner) if planted::is(Bug::DoubleFree) => {
@@ -257,8 +272,7 @@ impl State {
 
     /// The check of every write: the block is open, in the life that the handle knows.
     pub(crate) fn expect_open(&mut self, id: BlockId, generation: u32) -> Result<(), Violation> {
-        let slot = &self.slots[id.place()];
-        if slot.state == SlotState::Open && slot.generation == generation {
+        if self.present[id.place()] == (Present { generation, is_open: true }) {
             return Ok(());
         }
         Err(self.violate(id, generation, "to be written or sealed, and is not open"))
@@ -290,38 +304,35 @@ impl State {
         state: SlotState,
     ) -> bool {
         let slot = &self.slots[id.place()];
-        slot.state == state && slot.generation == generation && slot.owner == owner
+        slot.state == state && self.generation(id) == generation && slot.owner == owner
     }
 
     /// Is this block kept by the cache alone?
     pub(crate) fn is_cached(&self, id: BlockId, generation: u32) -> bool {
         let slot = &self.slots[id.place()];
-        matches!(slot.state, SlotState::Cached { .. }) && slot.generation == generation
+        matches!(slot.state, SlotState::Cached { .. }) && self.generation(id) == generation
     }
 
     /// Does this block have a reader?
     pub(crate) fn is_shared(&self, id: BlockId, generation: u32) -> bool {
         let slot = &self.slots[id.place()];
-        matches!(slot.state, SlotState::Shared { .. }) && slot.generation == generation
+        matches!(slot.state, SlotState::Shared { .. }) && self.generation(id) == generation
     }
 
     /// Counts a broken invariant and, if the handle is of the slot's present life, quarantines
     /// the block: its state is in doubt. A handle of an earlier life has no say over the block.
     #[cold]
     pub(super) fn violate(&mut self, id: BlockId, generation: u32, what: &str) -> Violation {
-        let slot = self.slots[id.place()];
+        let (slot, life) = (self.slots[id.place()], self.generation(id));
         self.counts.violations += 1;
         let violation = Violation {
             group: self.group,
             block: Some(id),
             request: slot.owner,
-            what: format!(
-                "{what} ({:?}, life {} against {generation})",
-                slot.state, slot.generation
-            ),
+            what: format!("{what} ({:?}, life {life} against {generation})", slot.state),
         };
         assert!(!self.panics, "{violation}");
-        if slot.generation == generation {
+        if life == generation {
             self.quarantine(id);
         }
         violation

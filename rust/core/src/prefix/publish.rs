@@ -15,12 +15,17 @@ use crate::tokens::Tokens;
 
 /// What a running request and the cache have to do with each other.
 #[derive(Debug, Default)]
-#[repr(C)] // what a step looks at comes first
 pub(crate) struct Reuse {
     /// Tokens that it did not have to compute.
-    pub(crate) num_cached_tokens: usize,
+    pub(crate) num_cached_tokens: u32,
     /// Blocks up to `node`.
-    pub(crate) num_published: usize,
+    pub(crate) num_published: u32,
+    pub(crate) left: Box<Left>,
+}
+
+/// What changes once in a block at most.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
     /// The node of its last block in the cache; it is a user of that node.
     pub(crate) node: Option<NodeId>,
     /// State to copy into its slot before its first step.
@@ -49,7 +54,7 @@ impl Prefix {
         written: usize,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        let next_full = (computed.reuse.num_published + 1) * self.block_tokens;
+        let next_full = (computed.reuse.num_published as usize + 1) * self.block_tokens;
         if written < next_full || !self.caches(computed.sharing) {
             return Ok(());
         }
@@ -64,14 +69,14 @@ impl Prefix {
         geometry: &Geometry,
     ) -> Result<(), Violation> {
         computed.sharing.extend_keys(computed.tokens.all(), self.block_tokens);
-        while computed.reuse.num_published < num_full {
+        while (computed.reuse.num_published as usize) < num_full {
             let Some(node) = self.publish_block(&mut computed)? else { break };
-            self.trie.move_user(computed.reuse.node, Some(node));
-            computed.reuse.node = Some(node);
+            self.trie.move_user(computed.reuse.left.node, Some(node));
+            computed.reuse.left.node = Some(node);
             computed.reuse.num_published += 1;
         }
-        for save in std::mem::take(&mut computed.reuse.saves) {
-            if save.boundary <= computed.reuse.num_published * self.block_tokens {
+        for save in std::mem::take(&mut computed.reuse.left.saves) {
+            if save.boundary <= computed.reuse.num_published as usize * self.block_tokens {
                 self.publish_save(&mut computed, save, geometry)?;
             }
         }
@@ -80,7 +85,7 @@ impl Prefix {
 
     /// The first block that is not published; None if its key means something else already.
     fn publish_block(&mut self, computed: &mut Computed<'_>) -> Result<Option<NodeId>, Violation> {
-        let (index, parent) = (computed.reuse.num_published, computed.reuse.node);
+        let (index, parent) = (computed.reuse.num_published as usize, computed.reuse.left.node);
         let sharing = &computed.sharing;
         let wanted = sharing.wanted(computed.tokens.all(), index, parent, self.block_tokens);
         let full = &mut computed.tables.full;
@@ -107,8 +112,8 @@ impl Prefix {
         save: Save,
         geometry: &Geometry,
     ) -> Result<(), Violation> {
-        let num_above = computed.reuse.num_published - save.boundary / self.block_tokens;
-        let mut node = computed.reuse.node;
+        let num_above = computed.reuse.num_published as usize - save.boundary / self.block_tokens;
+        let mut node = computed.reuse.left.node;
         for _ in 0..num_above {
             node = node.and_then(|node| self.trie.parent(node));
         }
@@ -126,7 +131,8 @@ impl Prefix {
         if !is_rolling || planted::is(Bug::RollingKept) {
             return Ok(());
         }
-        if let Some(before) = computed.reuse.rolling.replace(node).filter(|&before| before != node)
+        if let Some(before) =
+            computed.reuse.left.rolling.replace(node).filter(|&before| before != node)
         {
             let is_mine = |before| {
                 self.trie.checkpoint(before).is_some_and(|kept| kept.rolling_for == Some(id))

@@ -80,7 +80,7 @@ impl Scheduler {
             self.untold.push(id, None, Some(Finish::Violation));
             return;
         };
-        let rank = request.rank;
+        let rank = request.asked.rank;
         let finish = request.generate(first_token);
         let mut decoding = Decoding::arrived(request, tables, reuse);
         let start = self.geometry.window_start(num_tokens);
@@ -131,7 +131,7 @@ impl Scheduler {
             self.drop_landing(landing);
         }
         if on_failure == OnFailure::Recompute && !planted::is(Bug::NeverRecomputed) {
-            let (rank, num_tokens) = (request.rank, request.tokens.len());
+            let (rank, num_tokens) = (request.asked.rank, request.tokens.len());
             let place = self.requests.insert(Phase::Waiting(Waiting::new(request)));
             self.queue.insert(rank, place, num_tokens);
             self.rooms.num_recomputed += 1;

@@ -27,16 +27,17 @@ impl Scheduler {
         let mut index = 0;
         while let Some(&(_, place)) = self.running.get(index) {
             index += 1;
-            let Phase::Decoding(decoding) = self.requests.at(place) else { continue };
+            let Phase::Decoding(decoding) = self.requests.at(place) else {
+                self.prefilling.push(place);
+                continue;
+            };
             let source = match decoding.next() {
                 Next::Known => None,
                 Next::Sampled(sample) if self.limits.forwards() => Some(sample),
                 Next::Sampled(_) | Next::None => continue,
             };
-            let (id, start) = (decoding.active.request.id, decoding.active.planned);
-            let tables = &decoding.active.tables;
-            let covered = tables.full.end() > start && tables.swa.end() > start;
-            let room = match (covered, source) {
+            let (id, start) = (decoding.active.request.id, decoding.active.planned());
+            let room = match (decoding.active.covered() > start, source) {
                 (true, _) => Room::Made,
                 (false, None) => self.make_room(place, start),
                 (false, Some(_)) => self.find_room_ahead(place, start + 1),
@@ -46,7 +47,7 @@ impl Scheduler {
                     let num_drafts = self.choose_drafts(place, start, drafts_left);
                     let (len, num_samples) = (1 + num_drafts, 1 + num_drafts);
                     (drafts_left, budget) = (drafts_left - num_drafts, budget.saturating_sub(len));
-                    self.chosen.push(Row { place, id, start, len, num_samples, source });
+                    self.chosen.push(Row::new(place, id, start..start + len, num_samples, source));
                 }
                 Room::Later => {}
                 Room::Preempted => break,
@@ -64,14 +65,14 @@ impl Scheduler {
         let Phase::Decoding(decoding) = self.requests.at(place) else { return 0 };
         let output = decoding.active.request.output_left();
         let max_draft_tokens = self.dispatch.band().max_draft_tokens;
-        let most = decoding.drafts.len().min(max_draft_tokens).min(drafts_left);
+        let most = decoding.drafts().len().min(max_draft_tokens).min(drafts_left);
         let wanted = most.min(output.saturating_sub(1));
         let wanted = if planted::is(Bug::DraftsPastEnd) { most } else { wanted };
         if wanted == 0 || self.find_room_ahead(place, start + 1 + wanted) == Room::Made {
             return wanted;
         }
         let Some(active) = self.requests.at(place).active() else { return 0 };
-        active.tables.full.end().min(active.tables.swa.end()) - start - 1
+        active.covered() - start - 1
     }
 
     /// Room below `end` for positions that may come to nothing: from what was promised, from the
@@ -101,6 +102,7 @@ impl Scheduler {
         }
         let full = tables.full.grow(tables.full.missing(end), 0);
         let swa = tables.swa.grow(tables.swa.missing(end), retired);
+        active.measure();
         match (full, swa) {
             (true, true) => None,
             (true, false) => Some(Group::Swa),

@@ -27,6 +27,7 @@ mod settle;
 mod turns;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 pub use launch::Plan;
 pub use outbox::Posting;
@@ -39,7 +40,7 @@ use crate::admit::Pools;
 use crate::budget::PoolSizes;
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::ids::{RequestId, StepId};
+use crate::ids::{RequestId, StepId, narrow};
 use crate::limits::Limits;
 use crate::metadata::RowInput;
 use crate::planted::{self, Bug};
@@ -67,7 +68,12 @@ pub(crate) struct Scheduler {
     pub(crate) flights: VecDeque<Flight>,
     /// Rows of the step being chosen; then of a flight; then empty and here again.
     chosen: Vec<Row>,
+    /// Requests whose next chunk is to be chosen.
+    prefilling: Vec<Place>,
     spare_rows: Vec<Vec<Row>>,
+    /// Requests of the step being settled whose newest tokens go to their lists, one after the
+    /// other, so that they wait for all those pages together.
+    to_gather: Vec<(Place, RequestId)>,
     /// The newest step that was planned, and the newest that is done.
     newest: StepId,
     done: StepId,
@@ -82,36 +88,61 @@ pub(crate) struct Scheduler {
     pub(crate) num_stalls: usize,
 }
 
-/// One request's part of a step.
+/// One request's part of a step, in half a cache line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     place: Place,
+    start: u32,
     id: RequestId,
-    start: usize,
-    len: usize,
-    /// Samples of its last positions: none in the middle of a prompt, then one, or one per draft
-    /// and one more.
-    num_samples: usize,
-    /// Its token is this sample of the step before.
-    source: Option<usize>,
+    len: u32,
+    num_samples: u32,
+    source: Option<u32>,
 }
 
+const _: () = assert!(size_of::<Row>() == 32);
+
 impl Row {
+    /// `source`: its token is this sample of the step before.
+    fn new(
+        place: Place,
+        id: RequestId,
+        positions: Range<usize>,
+        num_samples: usize,
+        source: Option<usize>,
+    ) -> Self {
+        let (start, len) = (narrow(positions.start), narrow(positions.len()));
+        let (num_samples, source) = (narrow(num_samples), source.map(narrow));
+        Self { place, start, id, len, num_samples, source }
+    }
+
+    fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    fn len(&self) -> usize {
+        self.len as usize
+    }
+
     fn end(&self) -> usize {
-        self.start + self.len
+        self.start() + self.len()
+    }
+
+    /// Samples of its last positions: none in the middle of a prompt, then one, or one per draft
+    /// and one more.
+    fn num_samples(&self) -> usize {
+        self.num_samples as usize
     }
 
     /// What the arrays hold of it, but for its tokens.
     fn input<'a>(&self, tables: &'a Tables) -> RowInput<'a> {
-        let Self { start, source, num_samples, .. } = *self;
         RowInput {
             tokens: &[],
-            source,
+            source: self.source.map(|sample| sample as usize),
             drafts: &[],
             next: None,
-            start,
+            start: self.start(),
             tables,
-            num_samples,
+            num_samples: self.num_samples(),
             bank: 0,
         }
     }
@@ -119,12 +150,12 @@ impl Row {
     /// Drafts among its tokens, the last of them: every one is sampled behind, and so is the token
     /// before the first.
     fn num_drafts(&self) -> usize {
-        self.num_samples.saturating_sub(1)
+        self.num_samples().saturating_sub(1)
     }
 
     /// Positions that are sure to count before the first of its samples.
     fn num_sure(&self) -> usize {
-        self.end() - self.num_samples
+        self.end() - self.num_samples()
     }
 }
 
@@ -150,6 +181,8 @@ impl Scheduler {
             prefix: Prefix::new(&geometry, &limits, sizes.full_blocks),
             ratios: geometry.ratios_in_use(),
             chosen: Vec::with_capacity(most_rows),
+            prefilling: Vec::new(),
+            to_gather: Vec::new(),
             running: Vec::with_capacity(most_rows),
             dispatch: Dispatch::new(Recipe::fixed(&limits)),
             limits,
@@ -250,9 +283,9 @@ impl Scheduler {
         }
         let request = phase.request();
         match phase {
-            Phase::Waiting(_) => self.queue.remove(request.rank, request.tokens.len()),
+            Phase::Waiting(_) => self.queue.remove(request.asked.rank, request.tokens.len()),
             Phase::Prefilling(_) | Phase::Decoding(_) => {
-                if let Ok(index) = self.running.binary_search(&(request.rank, place)) {
+                if let Ok(index) = self.running.binary_search(&(request.asked.rank, place)) {
                     self.running.remove(index);
                 }
             }

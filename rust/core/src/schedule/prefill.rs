@@ -18,15 +18,15 @@ const ALIGN_COST: usize = 16;
 impl Scheduler {
     /// A chunk for every prefilling request, in order of rank; returns the budget that is left.
     pub(super) fn choose_chunks(&mut self, mut budget: usize) -> usize {
-        for index in 0..self.running.len() {
+        let prefilling = std::mem::take(&mut self.prefilling);
+        for &place in &prefilling {
             if budget == 0 {
                 break;
             }
-            let (_, place) = self.running[index];
-            if matches!(self.requests.at(place), Phase::Prefilling(_)) {
-                budget -= self.choose_chunk(place, budget);
-            }
+            budget -= self.choose_chunk(place, budget);
         }
+        self.prefilling = prefilling;
+        self.prefilling.clear();
         budget
     }
 
@@ -68,7 +68,7 @@ impl Scheduler {
     /// Moves a request from waiting to prefilling.
     fn start(&mut self, place: Place, tables: Tables, reuse: Reuse) {
         let Phase::Waiting(waiting) = self.requests.at(place) else { return };
-        let (rank, num_tokens) = (waiting.request.rank, waiting.request.tokens.len());
+        let (rank, num_tokens) = (waiting.request.asked.rank, waiting.request.tokens.len());
         if let Phase::Waiting(waiting) = self.requests.take(place) {
             self.requests.put(place, Phase::Prefilling(waiting.start(tables, reuse)));
         }
@@ -90,9 +90,9 @@ impl Scheduler {
         let Phase::Prefilling(prefilling) = self.requests.at_mut(place) else { return 0 };
         let active = &mut prefilling.0;
         let retired = active.num_retired(self.done);
-        let start = active.planned;
+        let start = active.planned();
         let left = active.request.tokens.len() - start;
-        let stop = active.reuse.stops.next_after(start).map_or(left, |stop| stop - start);
+        let stop = active.reuse.left.stops.next_after(start).map_or(left, |stop| stop - start);
         let swa = &active.tables.swa;
         let wanted = start + left.min(budget).min(stop);
         let num_short = swa.short_of(swa.missing(wanted), retired);
@@ -112,9 +112,10 @@ impl Scheduler {
         if !full || !tables.swa.grow(tables.swa.missing(start + len), retired) {
             return 0;
         }
+        active.measure();
         let id = active.request.id;
         let num_samples = usize::from(len == left);
-        self.chosen.push(Row { place, id, start, len, num_samples, source: None });
+        self.chosen.push(Row::new(place, id, start..start + len, num_samples, None));
         len
     }
 }

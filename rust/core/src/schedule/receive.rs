@@ -16,10 +16,10 @@ use super::rooms::OnFailure;
 use crate::admit::Wait;
 use crate::block::{Block, Incoming};
 use crate::error::Violation;
-use crate::ids::{Group, StepId};
+use crate::ids::{Group, StepId, narrow};
 use crate::planted::{self, Bug};
 use crate::prefix::find::Found;
-use crate::prefix::publish::Reuse;
+use crate::prefix::publish::{Left, Reuse};
 use crate::request::Request;
 use crate::table::{BlockTable, Tables};
 use crate::transfer::ids::{RoomKey, WriterKey};
@@ -84,7 +84,7 @@ impl Scheduler {
         writers: &[WriterKey],
     ) -> Result<Landing, NoLanding> {
         self.may_land()?;
-        let found = self.prefix.find_blocks(&mut request.sharing, request.tokens.all());
+        let found = self.prefix.find_blocks(&mut request.asked.sharing, request.tokens.all());
         match self.land_behind(request, writers, &found) {
             // A broken block of the cache costs a hit and no request.
             Err(NoLanding::Broken) if found.num_hit() > 0 => {
@@ -118,10 +118,9 @@ impl Scheduler {
         let aux = aux.disclose(writers).map_err(|refused| refused.violation)?;
         self.prefix.trie.move_user(None, found.node());
         let reuse = Reuse {
-            node: found.node(),
-            num_published: found.num_hit(),
-            num_cached_tokens: num_tokens,
-            ..Reuse::default()
+            num_cached_tokens: narrow(num_tokens),
+            num_published: narrow(found.num_hit()),
+            left: Box::new(Left { node: found.node(), ..Left::default() }),
         };
         Ok(Landing { full, swa, slot, aux, reuse })
     }
@@ -165,7 +164,7 @@ impl Scheduler {
         let (num_tokens, output) = (request.tokens.len(), request.output_left());
         let need = self.pools.need_landing(num_tokens, output, num_hit).num_full();
         let life = |request: &Request| {
-            self.geometry.full_blocks(request.num_prompt_tokens + request.max_tokens)
+            self.geometry.full_blocks((request.num_prompt_tokens + request.max_tokens) as usize)
         };
         let counts = self.pools.full.counts();
         let has = counts.capacity - counts.quarantined;
@@ -203,7 +202,7 @@ impl Scheduler {
         match settled {
             Ok(tables) => Ok((tables, reuse)),
             Err(violation) => {
-                self.prefix.trie.move_user(reuse.node, None);
+                self.prefix.trie.move_user(reuse.left.node, None);
                 Err(violation)
             }
         }
@@ -212,7 +211,7 @@ impl Scheduler {
     /// A landing is given up: what may still be written is quarantined.
     pub(super) fn drop_landing(&mut self, landing: Landing) {
         if !planted::is(Bug::LandingLeaks) {
-            self.prefix.trie.move_user(landing.reuse.node, None);
+            self.prefix.trie.move_user(landing.reuse.left.node, None);
         }
         drop(landing);
         self.pools.reclaim(self.done);
@@ -239,7 +238,7 @@ impl Landing {
 
     /// Tokens of the prompt that are cached here.
     pub(super) fn num_cached_tokens(&self, block_tokens: usize) -> u32 {
-        let num_tokens = self.reuse.num_published * block_tokens;
+        let num_tokens = self.reuse.num_published as usize * block_tokens;
         u32::try_from(num_tokens).expect("limits are checked to fit int32")
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::RequestId;
+use crate::ids::{RequestId, narrow};
 use crate::planted::{self, Bug};
 use crate::request::{Phase, Rank};
 
 /// Where a request is stored. Another may come to be there later, so compare the id as well.
-pub(crate) type Place = usize;
+pub(crate) type Place = u32;
 
 /// Requests by place, and their places by id for the calls that name one.
 #[derive(Debug, Default)]
@@ -17,19 +17,21 @@ pub(crate) struct Requests {
     by_id: BTreeMap<RequestId, Place>,
 }
 
-/// Begins with a cache line, and so does what a step looks at.
+/// Begins with a cache line, and so does what a step looks at: five of the six lines.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Seat(Option<Phase>);
+
+const _: () = assert!(size_of::<Seat>() == 6 * 64);
 
 impl Requests {
     pub(crate) fn insert(&mut self, phase: Phase) -> Place {
         let id = phase.request().id;
         let place = self.vacant.pop().unwrap_or_else(|| {
             self.places.push(Seat::default());
-            self.places.len() - 1
+            narrow(self.places.len() - 1)
         });
-        self.places[place].0 = Some(phase);
+        self.places[place as usize].0 = Some(phase);
         self.by_id.insert(id, place);
         place
     }
@@ -44,30 +46,30 @@ impl Requests {
 
     /// To be put back in another phase.
     pub(crate) fn take(&mut self, place: Place) -> Phase {
-        self.places[place].0.take().expect("lists name places that are occupied")
+        self.places[place as usize].0.take().expect("lists name places that are occupied")
     }
 
     pub(crate) fn put(&mut self, place: Place, phase: Phase) {
-        self.places[place].0 = Some(phase);
+        self.places[place as usize].0 = Some(phase);
     }
 
     pub(crate) fn at(&self, place: Place) -> &Phase {
-        self.places[place].0.as_ref().expect("lists name places that are occupied")
+        self.places[place as usize].0.as_ref().expect("lists name places that are occupied")
     }
 
     pub(crate) fn at_mut(&mut self, place: Place) -> &mut Phase {
-        self.places[place].0.as_mut().expect("lists name places that are occupied")
+        self.places[place as usize].0.as_mut().expect("lists name places that are occupied")
     }
 
     /// What is at a place that was noted earlier, if it is still that request.
     pub(crate) fn still_at(&mut self, place: Place, id: RequestId) -> Option<&mut Phase> {
         let any = planted::is(Bug::EndedSettled);
-        self.places[place].0.as_mut().filter(|phase| any || phase.request().id == id)
+        self.places[place as usize].0.as_mut().filter(|phase| any || phase.request().id == id)
     }
 
     /// The same, to look at.
     pub(crate) fn seen_at(&self, place: Place, id: RequestId) -> Option<&Phase> {
-        self.places[place].0.as_ref().filter(|phase| phase.request().id == id)
+        self.places[place as usize].0.as_ref().filter(|phase| phase.request().id == id)
     }
 
     pub(crate) fn place_of(&self, id: RequestId) -> Option<Place> {

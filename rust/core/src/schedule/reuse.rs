@@ -3,12 +3,12 @@
 use super::{Place, Row, Scheduler};
 use crate::admit::Wait;
 use crate::block::{Block, Open};
-use crate::ids::{Group, RequestId};
+use crate::ids::{Group, RequestId, narrow};
 use crate::metadata::StepArrays;
 use crate::planted::{self, Bug};
 use crate::prefix::checkpoint::Save;
 use crate::prefix::find::Found;
-use crate::prefix::publish::Reuse;
+use crate::prefix::publish::{Left, Reuse};
 use crate::request::{Active, Phase};
 use crate::table::Tables;
 
@@ -30,7 +30,7 @@ impl Scheduler {
             return Room::No;
         }
         let request = &mut waiting.request;
-        let mut found = self.prefix.find(&mut request.sharing, request.tokens.all());
+        let mut found = self.prefix.find(&mut request.asked.sharing, request.tokens.all());
         let (num_tokens, output) = (request.tokens.len(), request.output_left());
         loop {
             let need = self.pools.need(num_tokens, output, found.num_hit());
@@ -56,21 +56,20 @@ impl Scheduler {
                 found = Found::default();
                 continue;
             };
-            let stops = self.prefix.stops(&request.sharing, num_tokens, &found);
-            self.prefix.count(&mut request.sharing, request.tokens.all(), &found);
+            let stops = self.prefix.stops(&request.asked.sharing, num_tokens, &found);
+            self.prefix.count(&mut request.asked.sharing, request.tokens.all(), &found);
             let Some(lent) = lent else {
-                let reuse = Reuse { stops, ..Reuse::default() };
+                let reuse =
+                    Reuse { left: Box::new(Left { stops, ..Left::default() }), ..Reuse::default() };
                 return Room::Made(Box::new((reservation.commit(request.id), reuse)));
             };
             self.prefix.trie.move_user(None, found.node());
             found.node().into_iter().for_each(|node| self.prefix.trie.touch_checkpoint(node));
+            let (node, restore) = (found.node(), Some(lent.slot));
             let reuse = Reuse {
-                node: found.node(),
-                num_published: found.num_hit(),
-                num_cached_tokens: found.num_hit() * self.geometry.block_tokens,
-                restore: Some(lent.slot),
-                stops,
-                ..Reuse::default()
+                num_cached_tokens: narrow(found.num_hit() * self.geometry.block_tokens),
+                num_published: narrow(found.num_hit()),
+                left: Box::new(Left { node, restore, stops, ..Left::default() }),
             };
             let tables = reservation.commit_behind(request.id, lent.full, lent.window);
             return Room::Made(Box::new((tables, reuse)));
@@ -81,7 +80,7 @@ impl Scheduler {
     pub(crate) fn waits_for(&mut self, place: Place) -> Option<Wait> {
         let Phase::Waiting(waiting) = self.requests.at_mut(place) else { return None };
         let request = &mut waiting.request;
-        let found = self.prefix.find(&mut request.sharing, request.tokens.all());
+        let found = self.prefix.find(&mut request.asked.sharing, request.tokens.all());
         let need = self.pools.need(request.tokens.len(), request.output_left(), found.num_hit());
         let pools = &self.pools;
         let evictable = |group| self.prefix.num_evictable(pools.of(group), group, &found);
@@ -93,7 +92,7 @@ impl Scheduler {
     /// The step has begun: what is given up here may be read by it.
     pub(super) fn restore_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         let Some(active) = self.requests.at_mut(row.place).active_mut() else { return };
-        if let Some(source) = active.reuse.restore.take()
+        if let Some(source) = active.reuse.left.restore.take()
             && !planted::is(Bug::RestoreSkipped)
         {
             arrays.restores.push(source.id(), active.tables.slot.id());
@@ -103,9 +102,9 @@ impl Scheduler {
     /// State to keep after the step.
     pub(super) fn save_state(&mut self, row: &Row, arrays: &mut StepArrays<'_>) {
         // Of drafts, the first boundary is the likeliest to be reached.
-        let end = match row.num_samples {
+        let end = match row.num_samples() {
             0 | 1 => row.end(),
-            _ => (row.start + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
+            _ => (row.start() + 1).next_multiple_of(self.geometry.block_tokens).min(row.end()),
         };
         if end % self.geometry.block_tokens == 0 {
             self.save_state_at(end, row, arrays);
@@ -115,16 +114,16 @@ impl Scheduler {
     #[inline(never)] // once in a block
     fn save_state_at(&mut self, end: usize, row: &Row, arrays: &mut StepArrays<'_>) {
         let Some(active) = self.requests.at(row.place).active() else { return };
-        let is_stop = active.reuse.stops.has(end);
-        let is_cached = self.prefix.caches(&active.request.sharing);
-        if !is_cached || (!is_stop && row.num_samples == 0) {
+        let is_stop = active.reuse.left.stops.has(end);
+        let is_cached = self.prefix.caches(&active.request.asked.sharing);
+        if !is_cached || (!is_stop && row.num_samples() == 0) {
             return;
         }
         let Some(target) = self.take_slot(row.id) else { return };
         if let Some(active) = self.requests.at_mut(row.place).active_mut() {
             arrays.saves.push(active.tables.slot.id(), target.id());
-            let standing = active.reuse.stops.standing(end);
-            active.reuse.saves.push(Save::new(end, target, !is_stop, standing));
+            let standing = active.reuse.left.stops.standing(end);
+            active.reuse.left.saves.push(Save::new(end, target, !is_stop, standing));
         }
     }
 
@@ -142,8 +141,8 @@ impl Scheduler {
         let mut num_saves = 0;
         for &(_, place) in &self.running {
             if let Some(active) = self.requests.at_mut(place).active_mut() {
-                num_saves += active.reuse.saves.len();
-                active.reuse.saves.clear();
+                num_saves += active.reuse.left.saves.len();
+                active.reuse.left.saves.clear();
             }
         }
         self.pools.reclaim(self.done);
@@ -153,7 +152,7 @@ impl Scheduler {
     /// A request gives up its blocks; what it left in the cache may be evicted from now on.
     pub(super) fn leave_cache(&mut self, active: &mut Active) {
         if !planted::is(Bug::UserLeaks) {
-            self.prefix.trie.move_user(active.reuse.node.take(), None);
+            self.prefix.trie.move_user(active.reuse.left.node.take(), None);
         }
     }
 }

@@ -165,7 +165,7 @@ impl Rooms {
         let id = self.by_key.get(&key);
         let Some(arriving) = id.and_then(|id| self.arriving.get(id)) else { return };
         if arriving.landing.is_none() {
-            self.wanted.insert(arriving.request.rank, arriving.request.id);
+            self.wanted.insert(arriving.request.asked.rank, arriving.request.id);
         }
     }
 
@@ -183,7 +183,7 @@ impl Rooms {
         let first_us = self.first_us?; // before it was told the time, it cannot know
         let is_over = |since_us: u64| now_us - since_us.max(first_us) > self.deadline_us;
         let arriving = self.arriving.first_key_value();
-        let arriving = arriving.map(|(&id, a)| (a.request.submitted_us, id, a.key));
+        let arriving = arriving.map(|(&id, a)| (a.request.asked.submitted_us, id, a.key));
         let departing = self.departing.first_key_value();
         let departing = departing.map(|(&id, d)| (d.submitted_us, id, d.key));
         let mut oldest = [arriving, departing].into_iter().flatten();
@@ -287,9 +287,9 @@ impl Rooms {
     /// For good: its room goes on without it, if it is not over.
     pub(super) fn take_arriving(&mut self, id: RequestId) -> Option<Arriving> {
         let arriving = self.arriving.remove(&id)?;
-        self.wanted.remove(&arriving.request.rank);
+        self.wanted.remove(&arriving.request.asked.rank);
         self.by_key.remove(&arriving.key);
-        if self.overdue == Some(arriving.request.rank) {
+        if self.overdue == Some(arriving.request.asked.rank) {
             self.overdue = None;
         }
         Some(arriving)

@@ -44,7 +44,7 @@ impl Scheduler {
             Side::Prefill => {
                 machines.send(key, prompt, lengths).map_err(|denied| refused(key, denied))?;
                 self.rooms.turns.park(key.peer, &request);
-                let submitted_us = request.submitted_us;
+                let submitted_us = request.asked.submitted_us;
                 let stage = Stage::Parked(Box::new(request));
                 let departing = Departing { key, submitted_us, stage, num_sent: 0 };
                 self.rooms.departing.insert(id, departing);

@@ -88,7 +88,7 @@ impl Scheduler {
         };
         departing.stage = Stage::Computing(aux);
         departing.num_sent = if planted::is(Bug::HitSent) { 0 } else { num_cached };
-        let (rank, num_tokens) = (request.rank, request.tokens.len());
+        let (rank, num_tokens) = (request.asked.rank, request.tokens.len());
         self.rooms.turns.answered(departing.key.peer, num_tokens);
         let place = self.requests.insert(Phase::Waiting(Waiting::new(*request)));
         self.queue.insert(rank, place, num_tokens);
@@ -97,7 +97,7 @@ impl Scheduler {
     /// A request starts: what the cache had of its prompt leaves at once.
     pub(super) fn send_cached(&mut self, place: Place) {
         let Some(active) = self.requests.at(place).active() else { return };
-        let (id, written) = (active.request.id, active.planned);
+        let (id, written) = (active.request.id, active.planned());
         if self.rooms.departs(id) && self.send_blocks(place, id, written).is_err() {
             self.fail(place);
         }
@@ -210,7 +210,7 @@ fn read_last(
     aux: &Block<Open>,
     geometry: &Geometry,
 ) -> Result<Sources, Violation> {
-    let num_tokens = active.request.num_prompt_tokens;
+    let num_tokens = active.request.num_prompt_tokens as usize;
     let tables = &active.tables;
     let full = read_full(active, ticket, num_sent..geometry.full_blocks(num_tokens))?;
     let window = geometry.swa_block_tokens;

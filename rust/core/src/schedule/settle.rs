@@ -265,19 +265,19 @@ impl Scheduler {
             return Ok(());
         }
         let mut first = 0;
-        let asked = flight.rows.iter().filter(|row| row.num_samples > 0);
+        let asked = flight.rows.iter().filter(|row| row.num_samples() > 0);
         for (row, &accepted) in asked.zip(answer.accepted) {
             let drafted = row.num_drafts();
             if accepted > drafted {
                 return Err(Error::TooManyAccepted { step, request: row.id, accepted, drafted });
             }
             if let Some(Phase::Decoding(decoding)) = self.requests.seen_at(row.place, row.id) {
-                let pairs = decoding.drafts[..accepted].iter().zip(&answer.tokens[first..]);
+                let pairs = decoding.drafts()[..accepted].iter().zip(&answer.tokens[first..]);
                 if let Some((&draft, &token)) = pairs.into_iter().find(|(a, b)| a != b) {
                     return Err(Error::NotTheDraft { step, request: row.id, draft, token });
                 }
             }
-            first += row.num_samples;
+            first += row.num_samples();
         }
         Ok(())
     }
@@ -291,7 +291,7 @@ impl Scheduler {
         let mut drafts = answer.drafts.chunks_exact(self.limits.max_draft_tokens.max(1));
         let mut first = 0;
         for row in &flight.rows {
-            if row.num_samples == 0 {
+            if row.num_samples() == 0 {
                 self.settle_chunk(row, outcome);
                 continue;
             }
@@ -299,7 +299,12 @@ impl Scheduler {
             let drafts = drafts.next().unwrap_or_default();
             let of_row = answer.of_row(first..first + num_accepted + 1, drafts);
             self.settle_samples(row, &of_row, outcome);
-            first += row.num_samples;
+            first += row.num_samples();
+        }
+        for (place, id) in self.to_gather.drain(..) {
+            if let Some(phase) = self.requests.still_at(place, id) {
+                phase.request_mut().tokens.gather();
+            }
         }
     }
 
@@ -337,6 +342,9 @@ impl Scheduler {
                 break;
             }
         }
+        if request.tokens.is_to_gather() {
+            self.to_gather.push((row.place, row.id));
+        }
         let tokens = &answer.tokens[..count];
         if is_waiting {
             self.queue.more_tokens(count);
@@ -345,8 +353,8 @@ impl Scheduler {
             && let Some(active) = phase.active_mut()
         {
             let written = row.num_sure() + count;
-            if row.num_samples > 1 && !planted::is(Bug::RejectedSaved) {
-                let saves = &mut active.reuse.saves;
+            if row.num_samples() > 1 && !planted::is(Bug::RejectedSaved) {
+                let saves = &mut active.reuse.left.saves;
                 saves.retain(|s| s.boundary <= written || s.boundary > row.end());
             }
             let written = written + usize::from(planted::is(Bug::UncomputedPublished));
@@ -364,7 +372,7 @@ impl Scheduler {
         {
             decoding.accept(tokens, answer.drafts);
             if count > 1 {
-                let start = self.geometry.window_start(decoding.active.planned);
+                let start = self.geometry.window_start(decoding.active.planned());
                 decoding.active.slide(start, self.newest, &self.geometry);
             }
         }

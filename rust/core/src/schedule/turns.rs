@@ -39,7 +39,7 @@ impl Turn {
 impl Turns {
     pub(super) fn park(&mut self, peer: Incarnation, request: &Request) {
         let turn = self.0.entry(peer).or_default();
-        turn.parked.insert(request.rank, (request.id, request.tokens.len()));
+        turn.parked.insert(request.asked.rank, (request.id, request.tokens.len()));
     }
 
     /// The next that may ask, of a peer after this one.
@@ -76,7 +76,7 @@ impl Turns {
         match &departing.stage {
             Stage::Parked(request) => {
                 if let Some(turn) = self.0.get_mut(&peer) {
-                    turn.parked.remove(&request.rank);
+                    turn.parked.remove(&request.asked.rank);
                 }
                 self.forget(peer);
             }
@@ -105,7 +105,7 @@ impl Scheduler {
             let Some(aux) = self.pools.aux.take(id) else { return };
             let stage = std::mem::replace(&mut departing.stage, Stage::Moving);
             let Stage::Parked(request) = stage else { return };
-            let (key, rank, num_tokens) = (departing.key, request.rank, request.tokens.len());
+            let (key, rank, num_tokens) = (departing.key, request.asked.rank, request.tokens.len());
             departing.stage = Stage::Wanted(request, aux);
             self.rooms.turns.ask(peer, rank, num_tokens);
             if self.offered(key).is_some() {

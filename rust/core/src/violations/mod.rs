@@ -18,7 +18,11 @@ fn core() -> Core {
 }
 
 fn core_with(prefix_cache: bool) -> Core {
-    let limits = Limits {
+    Core::new(flash(), &SIZES, Limits { prefix_cache, ..limits() }).expect("legal")
+}
+
+fn limits() -> Limits {
+    Limits {
         max_model_len: 2048,
         max_num_requests: 4,
         max_num_tokens: 512,
@@ -27,12 +31,21 @@ fn core_with(prefix_cache: bool) -> Core {
         vocab_size: 1000,
         max_steps_in_flight: 1,
         aging_steps: 256,
-        prefix_cache,
+        prefix_cache: false,
         checkpoint_tokens: 0,
         max_draft_tokens: 0,
-    };
-    Core::new(flash(), &SIZES, limits).expect("legal")
+    }
 }
+
+/// Runs as many requests at once as are checked in several goes.
+fn wide_core() -> Core {
+    let (max_num_requests, max_num_tokens) = (WIDE, 10 * WIDE);
+    let limits = Limits { max_num_requests, max_num_tokens, max_queued_requests: WIDE, ..limits() };
+    let sizes = PoolSizes { full_blocks: 16 + WIDE, swa_blocks: 60 + 4 * WIDE, state_slots: WIDE };
+    Core::new(flash(), &sizes, limits).expect("legal")
+}
+
+const WIDE: usize = 300;
 
 fn submit(core: &mut Core, prompt: usize) -> RequestId {
     let prompt = vec![1; prompt];
@@ -115,6 +128,42 @@ fn a_write_to_a_block_that_is_not_open_fails_its_request_and_nobody_else() {
             heals(&mut core);
         }
     }
+}
+
+#[test]
+fn whoever_fails_in_a_wide_step_is_left_out_and_nobody_else() {
+    for bad in [0..1, 299..300, 0..130, 120..290, 1..299, 5..6] {
+        let mut core = wide_core();
+        let mut all: Vec<RequestId> = (0..WIDE).map(|_| submit(&mut core, 10)).collect();
+        assert_eq!(step(&mut core).0.as_ref(), Some(&all));
+        let bad: Vec<RequestId> = all.drain(bad).collect();
+        for &bad in &bad {
+            break_block(&core.scheduler().pools.swa, bad, SlotState::Sealed);
+        }
+        let (rows, outcome) = step(&mut core);
+        assert_eq!(rows, Some(all));
+        assert!(bad.iter().all(|&bad| failed(&outcome, bad)), "{outcome:?}");
+        assert_eq!(outcome.tokens.iter().filter(|&&token| token == 5).count(), WIDE - bad.len());
+        assert_eq!(stat(&core, "num_violations"), bad.len() as u64);
+        core.audit().expect("balanced again");
+        heals(&mut core);
+    }
+}
+
+#[test]
+fn a_wide_step_whose_requests_all_fail_does_not_begin() {
+    let mut core = wide_core();
+    let all: Vec<RequestId> = (0..WIDE).map(|_| submit(&mut core, 10)).collect();
+    step(&mut core);
+    for &bad in &all {
+        break_block(&core.scheduler().pools.full, bad, SlotState::Quarantined(Why::Doubt));
+    }
+    let mut memory = vec![7; core.layout().num_words()];
+    assert!(core.plan(&mut memory).expect("open").is_none());
+    assert!(memory.iter().all(|&word| word == 7), "nothing is written");
+    let outcome = core.advance(&[]).expect("open");
+    assert!(all.iter().all(|&bad| failed(&outcome, bad)), "{outcome:?}");
+    heals(&mut core);
 }
 
 #[test]
