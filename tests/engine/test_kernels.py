@@ -8,7 +8,6 @@ import pytest
 
 from dsv4.engine import kernels
 from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice
-from dsv4.kernels.linear import choice as linear
 
 FP8_ROWS = "fp8_64x64 + fp8_64x128 + fp8_128x128"
 TRITON_PRODUCTS = "few_rows (kernels/linear/few_rows.py), many_rows (kernels/linear/many_rows.py)"
@@ -52,6 +51,8 @@ def test_products_in_cuda_leave_the_fingerprint_as_it_is(monkeypatch: pytest.Mon
 
 
 def test_each_op_is_asked_for_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsv4.kernels.linear import choice as linear  # with Triton, which tests/kernels/conftest.py prepares
+
     for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR"):
         monkeypatch.delenv(variable, raising=False)
     linear.choice.cache_clear()
