@@ -429,7 +429,7 @@ inline void begin(Block& block, u32 group, Product& p) {
         collect_granules(p, p.a, 64, true);
     }
     check_descriptor(p.b);
-    collect_granules(p, p.b, p.columns, !p.registers);
+    collect_granules(p, p.b, p.columns, p.e4m3 || !p.registers);
     for (const u32 at : p.granules) {
         shared_at(block, at & ~15u, 16, "operand");
         check_known(block, at & ~15u, 16, "operand");
@@ -443,6 +443,11 @@ inline void begin(Block& block, u32 group, Product& p) {
 inline void fragment_of_a(const Product& p, float* a) {
     for (u32 t = 0; t < GROUP; t++) {
         for (u32 i = 0; i < 4; i++) {
+            if (p.e4m3) {
+                const u32 row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8, k = t % 4 * 4 + i / 2 * 16;
+                for (u32 j = 0; j < 4; j++) a[(k + j) * 64 + row] = of_e4m3(u8(p.fragment[t][i] >> 8 * j));
+                continue;
+            }
             const u32 row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8, k = t % 4 * 2 + i / 2 * 8;
             a[k * 64 + row] = of_bf16(u16(p.fragment[t][i]));
             a[(k + 1) * 64 + row] = of_bf16(u16(p.fragment[t][i] >> 16));
@@ -454,7 +459,8 @@ inline void run(Block& block, u32 group, Product& p) {
     static float a[32 * 64], b[32 * 256], d[64 * 256];
     const u32 n = p.columns;
     if (p.e4m3) {
-        gather_bytes(block, p.a, 64, a);
+        if (p.registers) fragment_of_a(p, a);
+        if (!p.registers) gather_bytes(block, p.a, 64, a);
         gather_bytes(block, p.b, n, b);
     } else if (p.registers) {
         fragment_of_a(p, a);
@@ -901,6 +907,10 @@ template <int N> inline void product(float (&d)[N], u64 a, u64 b, u32 add) {
 }
 template <int N> inline void product_of_e4m3(float (&d)[N], u64 a, u64 b, u32 add) {
     emulation::start(d, 2 * N, a, b, add != 0, nullptr, true);
+}
+template <int N> inline void product_of_e4m3(float (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+    const u32 fragment[4] = {a0, a1, a2, a3};
+    emulation::start(d, 2 * N, 0, b, add != 0, fragment, true);
 }
 template <int N> inline void product_of_registers(float (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
     const u32 fragment[4] = {a0, a1, a2, a3};

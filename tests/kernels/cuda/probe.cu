@@ -114,6 +114,32 @@ KERNEL(128) from_copies(const __grid_constant__ Arguments x) {
     dump(x.d + t * 32, d, 32);
 }
 
+// The same with a from registers.
+KERNEL(128) from_registers_and_copies(const __grid_constant__ Arguments x) {
+    const u32 t = thread_index(), base = shared_base();
+    wait_for_launch_before();
+    if (t == 0) {
+        init_barrier(base + FULL, 1);
+        fence_barrier_init();
+        expect_bytes(base + FULL, 8192);
+        copy_box(base + B, x.map, 64, 128, base + FULL);
+    }
+    sync_block();
+    wait(base + FULL, 0);
+    u32 a[4];
+    for (u32 i = 0; i < 4; i++) {
+        const u32 row = t / 32 * 16 + t % 32 / 4 + (i & 1) * 8, k = t % 4 * 4 + (i >> 1) * 16;
+        a[i] = load_word(reinterpret_cast<const u8*>(x.a) + row * 160 + k);
+    }
+    float d[32];
+    matrix_fence();
+    product_of_e4m3(d, a[0], a[1], a[2], a[3], Operand(base + B, 16, 1024).after(0), 0);
+    matrix_commit();
+    matrix_wait<0>();
+    settled(d);
+    dump(x.d + t * 32, d, 32);
+}
+
 KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
     const u32 t = thread_index(), base = shared_base(), full = base + FULL;
     if (t == 0) init_barrier(full, 1), init_barrier(full + 8, 1);
@@ -134,6 +160,7 @@ KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
 }
 
 EMULATED(from_copies, Arguments)
+EMULATED(from_registers_and_copies, Arguments)
 EMULATED(faulty_copy, Arguments)
 EMULATED(from_memory, Arguments)
 EMULATED(from_registers, Arguments)
