@@ -722,6 +722,10 @@ inline u32 bytes_of(u32 a, u32 b, u32 selector) {
     for (u32 i = 0; i < 4; i++) y |= u32(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
     return y;
 }
+inline u32 looked_up(u32 a, u32 b, u32 selector) {
+    if (selector & 0x8888) emulation::fail("digits of %x are not below 8", selector & 0xFFFF);
+    return bytes_of(a, b, selector);
+}
 
 inline u32 shared_base() { return emulation::BASE; }
 

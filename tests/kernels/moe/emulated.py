@@ -49,8 +49,11 @@ def there(blocks: Blocks) -> Tensor:
 
 def in_places(x: Tensor, *, back: bool = False) -> Tensor:
     """Numbers [.., places] in the order of `Gathered.numbers`, written a second time; or back."""
-    parts = (4, 2, 2) if back else (2, 4, 2)
-    return x.reshape(*x.shape[:-1], -1, *parts).transpose(-3, -2).reshape(x.shape)
+    together = torch.arange(16).view(2, 4, 2).transpose(0, 1).reshape(4, 4)
+    lines = [torch.cat([together[q ^ line] + 16 * piece for piece in (0, 1) for q in range(4)]) for line in range(4)]
+    block = torch.cat([places + 32 * line for line, places in enumerate(lines)])
+    from_place = torch.cat([block + first for first in range(0, x.shape[-1], PAIRS)])
+    return x[..., from_place.argsort() if back else from_place].contiguous()
 
 
 def gathered(blocks: Blocks, K: int, numbers: Tensor) -> Gathered:

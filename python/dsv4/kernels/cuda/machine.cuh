@@ -79,6 +79,13 @@ DEVICE u32 product_of_pairs(u32 a, u32 b) {  // of bf16; subnormals count
 // Byte i of the result is byte `selector >> 4 i & 7` of the eight bytes b:a.
 DEVICE u32 bytes_of(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 
+// The same in one instruction whatever the selector, whose digits have to be below 8.
+DEVICE u32 looked_up(u32 a, u32 b, u32 selector) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+    return y;
+}
+
 // ---------------------------------------------------------------------------------------------- memory
 
 DEVICE u32 shared_base() {

@@ -23,8 +23,8 @@ PAIRS = 128  # of a block
 class Gathered(NamedTuple):
     """values uint8 [places, C], E4M3; numbers float32 [C / 128 + 1, places]: scales, then a number of the pair.
 
-    Of 16 places of a row of `numbers`, 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q lie together: a thread's columns of two pieces
-    of a product. Where there is no pair, values and scales are what was there before.
+    Of 16 places of a row of `numbers`, 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q lie together (a thread's columns of two pieces of
+    a product), in the order that a copy's swizzle undoes. Where there is no pair, values and scales stay as they were.
     """
 
     values: Tensor
@@ -44,7 +44,8 @@ def _gather(
     if tl.load(expert_ptr + place // BLOCK) < 0:
         return
     pair = tl.load(order_ptr + place)
-    at = place // 16 * 16 + place % 8 // 2 * 4 + place % 16 // 8 * 2 + place % 2
+    chunk = place % 8 // 2 ^ place // 32 % 4
+    at = place // 16 * 16 + chunk * 4 + place % 16 // 8 * 2 + place % 2
     last = numbers_ptr + places.to(tl.int64) * (C // 128) + at
     if tl.program_id(1) == 0:
         if UP:

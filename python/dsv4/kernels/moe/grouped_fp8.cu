@@ -130,7 +130,7 @@ struct Table {
 
     DEVICE Table(u32 shifts, u32 group)
         : low(0x14100800 + bytes_of(shifts, 0, 0x1110 * group + 4)), high(0x24201C18 + bytes_of(shifts, 0, 0x1111 * group)) {}
-    DEVICE u32 of(u32 magnitudes) const { return bytes_of(low, high, magnitudes); }
+    DEVICE u32 of(u32 magnitudes) const { return looked_up(low, high, magnitudes); }
 };
 
 // silu(min(a, limit)) · clamp(b, -limit, limit) · weight; a NaN stays.
@@ -195,7 +195,7 @@ template <bool GATED> struct Consumer {
 
     // What a box of 128 numbers has for columns 8 k + 2 (lane % 4) and + 1 of pieces k = 2 piece and + 1.
     DEVICE Words of_columns(u32 box, u32 piece) const {
-        return load_shared(swizzled(base + ring.stage * STAGE + box, piece * 64 + lane % 4 * 16));
+        return load_shared(base + ring.stage * STAGE + box + piece * 64 + lane % 4 * 16);
     }
 
     template <int VALUES> DEVICE void add(float (&sum)[VALUES], const float (&d)[VALUES]) const {
