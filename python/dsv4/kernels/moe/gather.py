@@ -23,8 +23,8 @@ PAIRS = 128  # of a block
 class Gathered(NamedTuple):
     """values uint8 [places, C], E4M3; numbers float32 [C / 128 + 1, places]: scales, then a number of the pair.
 
-    Of 16 places of a row of `numbers`, 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q lie together (a thread's columns of two pieces of
-    a product), in the order that a copy's swizzle undoes. Where there is no pair, values and scales stay as they were.
+    Of 16 places of a row of `numbers`, 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q lie together (a thread's columns of two pieces
+    of a product), in the order that a copy's swizzle undoes. Values and scales of no pair stay as they were.
     """
 
     values: Tensor
