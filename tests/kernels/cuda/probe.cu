@@ -77,6 +77,7 @@ KERNEL(128) faulty(const __grid_constant__ Arguments x) {
     if (x.fault == 8) store_words(const_cast<u16*>(x.a), {});                   // an input
     if (x.fault == 15) store_shared(base + 16 * (t % 64), {});                  // two warps write the same
     if (x.fault == 16) store_shared(base + 16 * t, {}), load_shared(base + 16 * (t ^ 32));  // read too early
+    if (x.fault == 17) looked_up(0, 0, 0x1800);                                 // would repeat a sign
     if (x.fault < 9 || x.fault > 14) return;
     put(base + A, t / 2, t % 2, x.a + t * 8);
     put(base + B, t / 2, t % 2, x.a + t * 8);

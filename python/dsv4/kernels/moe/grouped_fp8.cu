@@ -26,7 +26,7 @@ constexpr float LOG2E = 1.4426950408889634f;
 struct Arguments {
     TensorMap x;                   // [places, K] E4M3, boxes of 64 x 128
     TensorMap w;                   // rows of 128 bytes, 68 to a tile of 128 rows and 128 channels: boxes of a tile
-    TensorMap sf;                  // [(K / 128 + 1) places / 32, 128 bytes]: float32 per pair; boxes of 4 rows
+    TensorMap sf;                  // [(K / 128 + 1) places / 32, 128 bytes]: scales, then a weight or the pair; boxes of 4
     const float* w_sf;             // [E, N]
     const i32* order;              // [places]: below zero where there is no pair
     const i32* expert;             // [blocks]: below zero beyond the last
@@ -100,7 +100,8 @@ struct Producer {
         const bool last = step + 1 == a.steps;
         wait_for_remote(base + EMPTY + 8 * ring.stage, ring.parity ^ 1);
         expect_bytes(full, (tile.narrow ? X / 2 : X) + W_ROWS * 128 + (last ? 1024 : 512));
-        copy_box(stage + X, a.w, ((tile.expert * (a.num_rows / i32(ROWS)) + tile.band) * a.steps + step) * i32(W_ROWS), 0, full);
+        const i32 w = (tile.expert * (a.num_rows / i32(ROWS)) + tile.band) * a.steps + step;
+        copy_box(stage + X, a.w, w * i32(W_ROWS), 0, full);
         const i32 row = tile.block * i32(PAIRS), column = step * i32(STEP);
         if (!tile.narrow) {
             copy_box_to(3, stage + rank * BOX * STEP, a.x, row + i32(rank * BOX), column, full);
@@ -129,7 +130,8 @@ struct Table {
     u32 low, high;
 
     DEVICE Table(u32 shifts, u32 group)
-        : low(0x14100800 + bytes_of(shifts, 0, 0x1110 * group + 4)), high(0x24201C18 + bytes_of(shifts, 0, 0x1111 * group)) {}
+        : low(0x14100800 + bytes_of(shifts, 0, 0x1110 * group + 4)),  // zero stays zero
+          high(0x24201C18 + bytes_of(shifts, 0, 0x1111 * group)) {}
     DEVICE u32 of(u32 magnitudes) const { return looked_up(low, high, magnitudes); }
 };
 
@@ -201,7 +203,9 @@ template <bool GATED> struct Consumer {
     template <int VALUES> DEVICE void add(float (&sum)[VALUES], const float (&d)[VALUES]) const {
         UNROLL for (u32 k = 0; k < VALUES / 8; k++) {
             const Words scale = of_columns(SF, k);
-            UNROLL for (u32 i = 0; i < 8; i++) sum[8 * k + i] = fused(d[8 * k + i], real(scale.x[i / 4 * 2 + i % 2]), sum[8 * k + i]);
+            UNROLL for (u32 i = 0; i < 8; i++) {
+                sum[8 * k + i] = fused(d[8 * k + i], real(scale.x[i / 4 * 2 + i % 2]), sum[8 * k + i]);
+            }
         }
     }
 
@@ -210,13 +214,14 @@ template <bool GATED> struct Consumer {
         UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] = 0;
         for (i32 step = 0; step < a.steps; step++) {
             const bool end = step + 1 == a.steps, last = end && coming.expert < 0;
-            u32 next[16];
+            u32 next[16];          // zeros here, and products run one by one
             start_products(d, last);
             if (!last) expand(next);
             matrix_wait<0>();
             settled(d);
             add(sum, d);
             if (!end) release();
+            if (last) continue;
             UNROLL for (u32 i = 0; i < 16; i++) codes[i] = next[i];
         }
         u32 of[VALUES / 2];        // of columns: routing weights, or pairs
@@ -243,7 +248,9 @@ template <bool GATED> struct Consumer {
         u16* out = static_cast<u16*>(a.out) + i64(tile.block * i32(PAIRS) + i32(lane % 4 * 2 + odd)) * width + channel;
         UNROLL for (u32 k = 0; k < VALUES / 4; k++) {
             float y[2];
-            UNROLL for (u32 i = 0; i < 2; i++) y[i] = swiglu(x[4 * k + i], x[4 * k + 2 + i], a.limit, real(weights[2 * k + i]));
+            UNROLL for (u32 i = 0; i < 2; i++) {
+                y[i] = swiglu(x[4 * k + i], x[4 * k + 2 + i], a.limit, real(weights[2 * k + i]));
+            }
             const float got = real(shuffle_xor(bits(odd ? y[0] : y[1]), 4));
             store_word(out + i64(8 * k) * width, odd ? pair_of_bf16(got, y[1]) : pair_of_bf16(y[0], got));
         }
