@@ -41,6 +41,7 @@ constexpr u32 X = PAIRS * STEP;
 constexpr u32 W_ROWS = 68;                             // of 128 bytes: codes of both groups, then their shifts
 constexpr u32 SHIFTS = ROWS * STEP / 2;
 constexpr u32 SF = X + 9 * 1024;
+constexpr u32 TILE = SF + 512;                         // of a tile's first stage: which tile it is
 constexpr u32 LAST = SF + 1024;                        // of a tile's last stage: routing weights, or pairs
 constexpr u32 STAGE = LAST + 1024;
 constexpr u32 STAGES = 8;
@@ -51,6 +52,7 @@ constexpr u32 BYTES = EMPTY + 8 * STAGES;
 static_assert(BYTES == 221312);    // hopper.py asks for so much
 
 enum Named : u32 { TURN = 1 };     // TURN + g: group g may have the matrix units
+enum Flags : u32 { NARROW = 1, MORE = 2 };  // of a tile; MORE: it is not the block's last
 
 struct Tile {
     i32 block, expert;             // below zero: there is none
@@ -90,15 +92,19 @@ DEVICE u32 swizzled(u32 box, u32 at) { return box + (at ^ (at >> 7 & 7) << 4); }
 
 // ---------------------------------------------------------------------------------------------- producer
 
-// One thread.
+// One thread. It looks up the tiles, ahead of the groups, and tells them.
 struct Producer {
     const Arguments& a;
     u32 base;
 
-    DEVICE void bring(const Tile& tile, i32 step, const Ring& ring) const {
+    DEVICE void bring(const Tile& tile, bool more, i32 step, const Ring& ring) const {
         const u32 full = base + FULL + 8 * ring.stage, stage = base + ring.stage * STAGE, rank = cluster_rank();
         const bool last = step + 1 == a.steps;
         wait_for_remote(base + EMPTY + 8 * ring.stage, ring.parity ^ 1);
+        if (step == 0) {
+            const u32 flags = (tile.narrow ? NARROW : 0) | (more ? MORE : 0);
+            store_shared(stage + TILE, {{u32(tile.block), u32(tile.expert), u32(tile.band), flags}});
+        }
         expect_bytes(full, (tile.narrow ? X / 2 : X) + W_ROWS * 128 + (last ? 1024 : 512));
         const i32 w = (tile.expert * (a.num_rows / i32(ROWS)) + tile.band) * a.steps + step;
         copy_box(stage + X, a.w, w * i32(W_ROWS), 0, full);
@@ -116,8 +122,9 @@ struct Producer {
     DEVICE void run() const {
         Work work(a);
         Ring ring;
-        for (Tile tile = work.next(); tile.expert >= 0; tile = work.next()) {
-            for (i32 step = 0; step < a.steps; step++, ring.next()) bring(tile, step, ring);
+        for (Tile tile = work.next(), coming; tile.expert >= 0; tile = coming) {
+            coming = work.next();
+            for (i32 step = 0; step < a.steps; step++, ring.next()) bring(tile, coming.expert >= 0, step, ring);
         }
     }
 };
@@ -149,13 +156,13 @@ DEVICE float swiglu(float gate, float up, float limit, float weight) {
 template <bool GATED> struct Consumer {
     const Arguments& a;
     u32 base, group, warp, lane;
-    Work work;
     Ring ring, ahead;              // the stage that is multiplied, and the one that is expanded
-    Tile tile, coming;
+    i32 block, expert, band;       // of the tile
+    bool more;
     u32 codes[16];                 // E4M3: of each product of 32 channels four words
 
     DEVICE Consumer(const Arguments& arguments, u32 shared, u32 index)
-        : a(arguments), base(shared), group(index / 128), warp(index % 128 / 32), lane(index % 32), work(arguments) {}
+        : a(arguments), base(shared), group(index / 128), warp(index % 128 / 32), lane(index % 32) {}
 
     // Waits for a stage and expands the weights of this thread.
     DEVICE void expand(u32 (&to)[16]) {
@@ -213,7 +220,7 @@ template <bool GATED> struct Consumer {
         float d[VALUES], sum[VALUES];
         UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] = 0;
         for (i32 step = 0; step < a.steps; step++) {
-            const bool end = step + 1 == a.steps, last = end && coming.expert < 0;
+            const bool end = step + 1 == a.steps, last = end && !more;
             u32 next[16];          // zeros here, and products run one by one
             start_products(d, last);
             if (!last) expand(next);
@@ -230,8 +237,8 @@ template <bool GATED> struct Consumer {
             UNROLL for (u32 i = 0; i < 4; i++) of[4 * k + i] = w.x[i];
         }
         release();
-        const u32 row = (u32(tile.band) * 2 + group) * 64 + warp * 16 + lane / 4 * 2;
-        const float* w_sf = a.w_sf + i64(tile.expert) * a.num_rows + row;
+        const u32 row = (u32(band) * 2 + group) * 64 + warp * 16 + lane / 4 * 2;
+        const float* w_sf = a.w_sf + i64(expert) * a.num_rows + row;
         const float scale[2] = {real(load_word(w_sf)), real(load_word(w_sf + 1))};
         UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] *= scale[j / 2 % 2];
         if constexpr (GATED) {
@@ -244,8 +251,8 @@ template <bool GATED> struct Consumer {
     // A lane and its neighbour in g have two channels of two pairs: each stores one pair's word.
     template <int VALUES> DEVICE void leave_channels(const float (&x)[VALUES], const u32 (&weights)[VALUES / 2]) const {
         const u32 odd = lane / 4 % 2, width = u32(a.num_rows) / 2;
-        const u32 channel = (u32(tile.band) * 2 + group) * 32 + warp * 8 + lane / 8 * 2;
-        u16* out = static_cast<u16*>(a.out) + i64(tile.block * i32(PAIRS) + i32(lane % 4 * 2 + odd)) * width + channel;
+        const u32 channel = (u32(band) * 2 + group) * 32 + warp * 8 + lane / 8 * 2;
+        u16* out = static_cast<u16*>(a.out) + i64(block * i32(PAIRS) + i32(lane % 4 * 2 + odd)) * width + channel;
         UNROLL for (u32 k = 0; k < VALUES / 4; k++) {
             float y[2];
             UNROLL for (u32 i = 0; i < 2; i++) {
@@ -265,18 +272,18 @@ template <bool GATED> struct Consumer {
     }
 
     DEVICE void run() {
-        tile = work.next();
-        if (tile.expert < 0) return;
+        if (Work(a).next().expert < 0) return;
         if (group == 1) arrive_named(TURN, 256);
         expand(codes);
-        for (; tile.expert >= 0; tile = coming) {
-            coming = work.next();
-            if (tile.narrow) {
+        do {
+            const Words tile = load_shared(base + ring.stage * STAGE + TILE);
+            block = i32(tile.x[0]), expert = i32(tile.x[1]), band = i32(tile.x[2]), more = tile.x[3] & MORE;
+            if (tile.x[3] & NARROW) {
                 multiply_tile<BOX / 2>();
             } else {
                 multiply_tile<PAIRS / 2>();
             }
-        }
+        } while (more);
     }
 };
 
