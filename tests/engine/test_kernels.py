@@ -27,7 +27,7 @@ ATTENTION = "kernels/attention/sparse_decode"
         ),
         (
             CUDA,
-            "triton+cuda",
+            "triton+cuda+cuda-experts",
             f"sparse_decode_pair ({ATTENTION}_pair.cu), sparse_decode ({ATTENTION}.cu)",
             f"{FP8_ROWS} (kernels/linear/fp8_rows.cu), {TRITON_PRODUCTS}",
         ),
@@ -45,20 +45,22 @@ def test_what_is_chosen_is_told_with_its_reason(
 
 def test_products_in_cuda_leave_the_fingerprint_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their bits are Triton's."""
-    names = {kernels.PRODUCTS: CUDA, kernels.SPARSE_ATTENTION: TRITON}
-    monkeypatch.setattr(kernels, "_choice", lambda op, _: Choice(names[op], "why"))
-    assert kernels.kernel_set("cuda") == "triton"
+    for op, word in ((kernels.PRODUCTS, "triton"), (kernels.SPARSE_ATTENTION, "triton+cuda")):
+        by = {op: CUDA}
+        monkeypatch.setattr(kernels, "_choice", lambda op, _, by=by: Choice(by.get(op, TRITON), "why"))
+        assert kernels.kernel_set("cuda") == word
 
 
 def test_each_op_is_asked_for_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsv4.kernels.linear import choice as linear  # with Triton, which tests/kernels/conftest.py prepares
 
-    for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR"):
+    for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR", "DSV4_EXPERTS"):
         monkeypatch.delenv(variable, raising=False)
     linear.choice.cache_clear()
     monkeypatch.setenv("DSV4_FP8_LINEAR", TRITON)
     assert kernels._choice(kernels.PRODUCTS, "cpu").why == "DSV4_FP8_LINEAR asks for it"
     assert kernels._choice(kernels.SPARSE_ATTENTION, "cpu").why == "the default"
+    assert kernels._choice(kernels.EXPERTS, "cpu").why == "the default"
     linear.choice.cache_clear()
 
 

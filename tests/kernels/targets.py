@@ -111,6 +111,12 @@ BUILDS = {
         {"C": 4096, "BLOCKS": 32, "PACK": True, "PDL": True},
         2,
     ),
+    "gather": Build(
+        "dsv4.kernels.moe.gather:_gather",
+        (BF16, I32, I32, F32, U8, I32, "i32"),
+        {"C": 4096, "TOP": 6, "BLOCKS": 8, "BLOCK": 128, "UP": True, "PDL": True},
+        2,
+    ),
     "combine": Build(
         "dsv4.kernels.moe.combine:_combine",
         (BF16, I32, BF16, BF16),

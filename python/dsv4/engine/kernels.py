@@ -29,7 +29,7 @@ class Op(NamedTuple):
         )
 
 
-PRODUCTS, SPARSE_ATTENTION = "FP8 and bf16 products", "sparse attention"
+PRODUCTS, SPARSE_ATTENTION, EXPERTS = "FP8 and bf16 products", "sparse attention", "routed experts, W4A8"
 _TRITON_PRODUCTS: dict[str, tuple[str, ...]] = {"linear/few_rows": ("few_rows",), "linear/many_rows": ("many_rows",)}
 
 OPS: tuple[Op, ...] = (
@@ -49,7 +49,7 @@ OPS: tuple[Op, ...] = (
     Op(SPARSE_ATTENTION, {"attention/sparse_decode": ("_sparse_decode",)}),
     Op("router", {"moe/route": ("_logits", "_choose")}),
     Op(
-        "routed experts, W4A8",
+        EXPERTS,
         {
             "moe/permute": ("_count", "_permute"),
             "moe/quantise": ("_to_fp8",),
@@ -71,8 +71,17 @@ IN_CUDA: tuple[Op, ...] = (
             "attention/sparse_decode.cu": ("sparse_decode",),
         },
     ),
+    Op(
+        EXPERTS,
+        {
+            "moe/permute": ("_count", "_permute"),
+            "moe/gather": ("_gather",),
+            "moe/grouped_fp8.cu": ("grouped_up", "grouped_down"),
+            "moe/combine": ("_combine",),
+        },
+    ),
 )
-"""What serves an op instead where its `choice` says so: dsv4.kernels.linear's, dsv4.kernels.attention's."""
+"""What serves an op instead where its `choice` says so: dsv4.kernels.linear's, .attention's and .moe's."""
 
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
@@ -91,16 +100,17 @@ def _choice(op: str, device: str) -> Choice:
     from dsv4.kernels.attention.choice import choice as attention  # noqa: PLC0415 - they bring torch
     from dsv4.kernels.cuda.choice import named  # noqa: PLC0415
     from dsv4.kernels.linear.choice import choice as products  # noqa: PLC0415
+    from dsv4.kernels.moe.choice import choice as experts  # noqa: PLC0415
 
-    return {PRODUCTS: products, SPARSE_ATTENTION: attention}[op](named(device))
+    return {PRODUCTS: products, SPARSE_ATTENTION: attention, EXPERTS: experts}[op](named(device))
 
 
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise. Products in CUDA C++ have the bits of Triton's."""
     if device == "cpu":
         return REFERENCE
-    attention = _choice(SPARSE_ATTENTION, device).name
-    return TRITON if attention == TRITON else f"{TRITON}+{attention}"
+    words = {SPARSE_ATTENTION: CUDA, EXPERTS: f"{CUDA}-experts"}
+    return "+".join([TRITON, *(word for op, word in words.items() if _choice(op, device).name == CUDA)])
 
 
 def told(device: str) -> tuple[tuple[str, str], ...]:

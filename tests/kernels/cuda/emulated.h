@@ -431,7 +431,7 @@ inline void begin(Block& block, u32 group, Product& p) {
         collect_granules(p, p.a, 64, true);
     }
     check_descriptor(p.b);
-    collect_granules(p, p.b, p.columns, !p.registers);
+    collect_granules(p, p.b, p.columns, p.e4m3 || !p.registers);
     for (const u32 at : p.granules) {
         shared_at(block, at & ~15u, 16, "operand");
         check_known(block, at & ~15u, 16, "operand");
@@ -445,6 +445,11 @@ inline void begin(Block& block, u32 group, Product& p) {
 inline void fragment_of_a(const Product& p, float* a) {
     for (u32 t = 0; t < GROUP; t++) {
         for (u32 i = 0; i < 4; i++) {
+            if (p.e4m3) {
+                const u32 row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8, k = t % 4 * 4 + i / 2 * 16;
+                for (u32 j = 0; j < 4; j++) a[(k + j) * 64 + row] = of_e4m3(u8(p.fragment[t][i] >> 8 * j));
+                continue;
+            }
             const u32 row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8, k = t % 4 * 2 + i / 2 * 8;
             a[k * 64 + row] = of_bf16(u16(p.fragment[t][i]));
             a[(k + 1) * 64 + row] = of_bf16(u16(p.fragment[t][i] >> 16));
@@ -456,7 +461,8 @@ inline void run(Block& block, u32 group, Product& p) {
     static float a[32 * 64], b[32 * 256], d[64 * 256];
     const u32 n = p.columns;
     if (p.e4m3) {
-        gather_bytes(block, p.a, 64, a);
+        if (p.registers) fragment_of_a(p, a);
+        if (!p.registers) gather_bytes(block, p.a, 64, a);
         gather_bytes(block, p.b, n, b);
     } else if (p.registers) {
         fragment_of_a(p, a);
@@ -718,6 +724,10 @@ inline u32 bytes_of(u32 a, u32 b, u32 selector) {
     for (u32 i = 0; i < 4; i++) y |= u32(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
     return y;
 }
+inline u32 looked_up(u32 a, u32 b, u32 selector) {
+    if (selector & 0x8888) emulation::fail("digits of %x are not below 8", selector & 0xFFFF);
+    return bytes_of(a, b, selector);
+}
 
 inline u32 shared_base() { return emulation::BASE; }
 
@@ -846,6 +856,18 @@ inline void sync_cluster() {
     emulation::Cluster& cluster = *world.self->block->cluster;
     emulation::meet(cluster.meeting, u32(cluster.blocks.size()) * world.launch->threads, "sync_cluster");
 }
+inline void meet_cluster() {       // nothing is told: clocks stay as they were
+    emulation::Meeting& m = world.self->block->cluster->meeting;
+    const u32 count = u32(world.self->block->cluster->blocks.size()) * world.launch->threads;
+    const u64 seen = m.phase;
+    if (m.expected && m.expected != count) emulation::fail("meet_cluster: %u threads here, %u there", count, m.expected);
+    m.expected = count;
+    if (++m.arrived == count) {
+        emulation::go(m);
+    } else {
+        emulation::sleep_until_changed(m.phase, seen, "meet_cluster");
+    }
+}
 inline u32 remote(u32 at, u32 rank) { return at | (rank + 1) << 24; }
 inline void store_remote(u32 at, Words w, u32 barrier) {
     emulation::perhaps_switch();
@@ -863,6 +885,11 @@ inline void expect_bytes(u32 at, u32 bytes) {
     emulation::arrive_at(b);
 }
 inline void wait_for_remote(u32 at, u32 parity) { wait(at, parity); }
+inline void arrive_remote(u32 at) {
+    emulation::perhaps_switch();
+    emulation::Block& block = emulation::block_of(at);
+    emulation::arrive_at(emulation::barrier_at(block, at));
+}
 
 inline const emulation::Map& map_of(const TensorMap& map) {
     static_assert(sizeof(emulation::Map) <= sizeof map);
@@ -872,6 +899,14 @@ inline const emulation::Map& map_of(const TensorMap& map) {
 inline void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
     emulation::perhaps_switch();
     emulation::copy(*world.self->block, at, map_of(map), row, column, barrier);
+}
+inline void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    emulation::perhaps_switch();
+    std::vector<emulation::Block>& blocks = world.self->block->cluster->blocks;
+    if (ranks >> blocks.size()) emulation::fail("a copy to blocks %x of %zu", ranks, blocks.size());
+    for (u32 rank = 0; rank < blocks.size(); rank++) {
+        if (ranks >> rank & 1) emulation::copy(blocks[rank], at, map_of(map), row, column, barrier);
+    }
 }
 inline void prefetch_map(const TensorMap& map) { map_of(map); }
 
@@ -885,6 +920,10 @@ template <int N> inline void product(float (&d)[N], u64 a, u64 b, u32 add) {
 }
 template <int N> inline void product_of_e4m3(float (&d)[N], u64 a, u64 b, u32 add) {
     emulation::start(d, 2 * N, a, b, add != 0, nullptr, true);
+}
+template <int N> inline void product_of_e4m3(float (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+    const u32 fragment[4] = {a0, a1, a2, a3};
+    emulation::start(d, 2 * N, 0, b, add != 0, fragment, true);
 }
 template <int N> inline void product_of_registers(float (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
     const u32 fragment[4] = {a0, a1, a2, a3};

@@ -77,6 +77,7 @@ KERNEL(128) faulty(const __grid_constant__ Arguments x) {
     if (x.fault == 8) store_words(const_cast<u16*>(x.a), {});                   // an input
     if (x.fault == 15) store_shared(base + 16 * (t % 64), {});                  // two warps write the same
     if (x.fault == 16) store_shared(base + 16 * t, {}), load_shared(base + 16 * (t ^ 32));  // read too early
+    if (x.fault == 17) looked_up(0, 0, 0x1800);                                 // would repeat a sign
     if (x.fault < 9 || x.fault > 14) return;
     put(base + A, t / 2, t % 2, x.a + t * 8);
     put(base + B, t / 2, t % 2, x.a + t * 8);
@@ -114,6 +115,32 @@ KERNEL(128) from_copies(const __grid_constant__ Arguments x) {
     dump(x.d + t * 32, d, 32);
 }
 
+// The same with a from registers.
+KERNEL(128) from_registers_and_copies(const __grid_constant__ Arguments x) {
+    const u32 t = thread_index(), base = shared_base();
+    wait_for_launch_before();
+    if (t == 0) {
+        init_barrier(base + FULL, 1);
+        fence_barrier_init();
+        expect_bytes(base + FULL, 8192);
+        copy_box(base + B, x.map, 64, 128, base + FULL);
+    }
+    sync_block();
+    wait(base + FULL, 0);
+    u32 a[4];
+    for (u32 i = 0; i < 4; i++) {
+        const u32 row = t / 32 * 16 + t % 32 / 4 + (i & 1) * 8, k = t % 4 * 4 + (i >> 1) * 16;
+        a[i] = load_word(reinterpret_cast<const u8*>(x.a) + row * 160 + k);
+    }
+    float d[32];
+    matrix_fence();
+    product_of_e4m3(d, a[0], a[1], a[2], a[3], Operand(base + B, 16, 1024).after(0), 0);
+    matrix_commit();
+    matrix_wait<0>();
+    settled(d);
+    dump(x.d + t * 32, d, 32);
+}
+
 KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
     const u32 t = thread_index(), base = shared_base(), full = base + FULL;
     if (t == 0) init_barrier(full, 1), init_barrier(full + 8, 1);
@@ -128,8 +155,9 @@ KERNEL(128) faulty_copy(const __grid_constant__ Arguments x) {
     }
     sync_block();
     if (x.fault == 5) load_shared(base + A);                                    // not waited for
-    if (x.fault == 6) wait(full, 0), wait(full, 1);                             // the next copy never comes
-    if (x.fault == 8) load_fresh(x.a);                                          // this thread has not waited
+    if (x.fault == 6) copy_box_to(2, base + A, x.map, 0, 0, full);              // there is no second block
+    if (x.fault == 8) wait(full, 0), wait(full, 1);                             // the next copy never comes
+    if (x.fault == 9) load_fresh(x.a);                                          // this thread has not waited
 }
 
 // Two groups take what a third one gives back: 168 registers a thread at launch.
@@ -144,6 +172,7 @@ KERNEL(384) trade(const __grid_constant__ Arguments x) {
 }
 
 EMULATED(from_copies, Arguments)
+EMULATED(from_registers_and_copies, Arguments)
 EMULATED(faulty_copy, Arguments)
 EMULATED(trade, Arguments)
 EMULATED(from_memory, Arguments)

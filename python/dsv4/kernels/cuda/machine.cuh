@@ -79,6 +79,13 @@ DEVICE u32 product_of_pairs(u32 a, u32 b) {  // of bf16; subnormals count
 // Byte i of the result is byte `selector >> 4 i & 7` of the eight bytes b:a.
 DEVICE u32 bytes_of(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 
+// The same in one instruction whatever the selector, whose digits have to be below 8.
+DEVICE u32 looked_up(u32 a, u32 b, u32 selector) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+    return y;
+}
+
 // ---------------------------------------------------------------------------------------------- memory
 
 DEVICE u32 shared_base() {
@@ -222,7 +229,12 @@ DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The same shared address in a block of the cluster; good for the next two functions alone.
+// All threads of the cluster meet, and say nothing of memory: barriers are known once `fence_barrier_init` was called.
+DEVICE void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The same shared address in a block of the cluster; good for the next three functions alone.
 DEVICE u32 remote(u32 at, u32 rank) {
     u32 there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
@@ -233,6 +245,12 @@ DEVICE u32 remote(u32 at, u32 rank) {
 DEVICE void store_remote(u32 at, Words w, u32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
                  :: "r"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]), "r"(barrier) : "memory");
+}
+
+// Says that this thread's products have read what they read; of its stores to memory it says nothing to other blocks,
+// which would take a fence of the whole device.
+DEVICE void arrive_remote(u32 at) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(at) : "memory");
 }
 
 // Arrives at a barrier of this block, whose phase then also waits for so many bytes: of remote stores, of copies.
@@ -257,6 +275,14 @@ DEVICE void copy_box(u32 at, const TensorMap& map, i32 row, i32 column, u32 barr
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
         :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// The same to this place in every block of the cluster whose bit is set, and its bytes at this barrier there.
+DEVICE void copy_box_to(u16 ranks, u32 at, const TensorMap& map, i32 row, i32 column, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;"
+        :: "r"(at), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
 
 DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory"); }

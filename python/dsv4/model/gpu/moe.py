@@ -10,7 +10,9 @@ from dsv4.config.model import ModelConfig
 from dsv4.kernels.contract import present
 from dsv4.kernels.linear.gemm import Fp8Weight, Workspace, fp8_linear
 from dsv4.kernels.linear.quantise import quantise, swiglu_quantise
-from dsv4.kernels.moe.experts import Chosen, experts
+from dsv4.kernels.moe.choice import experts, prepared
+from dsv4.kernels.moe.experts import Chosen
+from dsv4.kernels.moe.hopper import FoldedExperts
 from dsv4.kernels.moe.route import route, route_hashed
 from dsv4.kernels.moe.weights import Experts
 from dsv4.model.gpu.weights import Shelf
@@ -49,7 +51,7 @@ class MoE:
     """Σ of the chosen experts' outputs and the shared expert's; W4A8, which is how the official code computes."""
 
     router: Router
-    experts: Experts
+    experts: Experts | FoldedExperts
     shared_w13: Fp8Weight
     shared_w2: Fp8Weight
     limit: float
@@ -61,7 +63,7 @@ class MoE:
         shared = f"{prefix}.shared_experts"
         return cls(
             router=Router.take(shelf, config, f"{prefix}.gate", hashed=hashed),
-            experts=shelf.experts(f"{prefix}.experts", config, "fp8"),
+            experts=prepared(shelf.experts(f"{prefix}.experts", config, "fp8"), f"{prefix}.experts"),
             shared_w13=shelf.fp8(f"{shared}.w1", f"{shared}.w3"),
             shared_w2=shelf.fp8(f"{shared}.w2"),
             limit=config.swiglu_limit,
@@ -72,4 +74,4 @@ class MoE:
         """Runs the experts on u [T, C] bf16, normalised -> [T, C] bf16."""
         gate_up = fp8_linear(quantise(u), self.shared_w13, self.workspace)
         shared = fp8_linear(swiglu_quantise(gate_up, self.limit), self.shared_w2, self.workspace)
-        return experts(u, self.router(u, token_ids), self.experts, "w4a8", limit=self.limit, shared=shared)
+        return experts(u, self.router(u, token_ids), self.experts, limit=self.limit, shared=shared)

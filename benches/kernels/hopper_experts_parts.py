@@ -1,0 +1,272 @@
+"""The parts of hopper_experts.py, one after the other in this process; every line says that it is alive."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from benches.kernels.bench_moe import LIMIT, TOLERANCE, C, Checkpoint, E, K, M, choose, rounded
+from benches.kernels.harness import Call, alternate, capture, settle
+from benches.kernels.moe_peers import Humming
+from torch import Tensor
+
+from dsv4.kernels.cuda.compile import compiler, cubin
+from dsv4.kernels.cuda.device import Module
+from dsv4.kernels.moe import hopper, reference
+from dsv4.kernels.moe.experts import Chosen, experts
+from dsv4.kernels.moe.gather import PAIRS, gather
+from dsv4.kernels.moe.permute import permute
+from dsv4.kernels.moe.weights import Experts, empty_experts, put
+from dsv4.kernels.quant.reference import dequantise_mxfp4, fake_fp8
+
+DEVICE = "cuda"
+SMALL = (1, 2, 40, 300, 1500)  # tokens
+FLASH = (1, 64, 1024, 8192)
+TIMED = tuple(itertools.product((8192, 1024, 4096, 2048, 256, 64), ("uniform", "zipf")))
+
+
+def say(part: str, **row: object) -> None:
+    print(json.dumps({"part": part} | row), flush=True)
+
+
+def rows_of(T: int, width: int = C) -> Tensor:
+    return torch.randn(T, width, device=DEVICE).to(torch.bfloat16)
+
+
+def compiled() -> None:
+    begin = time.monotonic()
+    code = cubin(hopper.SOURCE)
+    seconds = round(time.monotonic() - begin, 2)
+    made_by = compiler()
+    log = made_by.cubin(hopper.SOURCE, "sm_90a")[1]  # another version's products may run one by one
+    faults = {"serialized": "serialized" in log, "spills": log.count(" 0 bytes spill stores") != len(("up", "down"))}
+    say("compile", compiler=made_by.version, bytes=len(code), seconds=seconds, **faults)
+    say("compile", card=torch.cuda.get_device_name())
+    hopper.kernels_on(torch.zeros(1, device="cuda").device)
+
+
+def close(out: Tensor, want: Tensor) -> float:
+    """Relative error; a NaN fails every comparison."""
+    return float((out.float() - want).norm() / want.norm())
+
+
+# ------------------------------------------------------------------------------------------------ small
+
+
+class Small:
+    """Eight experts of 512 x 256, some of whose rows use the whole spread of scales, as checkpoint and as packed."""
+
+    E, C, M, TOP = 8, 512, 256, 3
+
+    def __init__(self) -> None:
+        def byte(low: int, high: int, *shape: int) -> Tensor:
+            return torch.randint(low, high, (self.E, *shape), dtype=torch.uint8, device=DEVICE)
+
+        shapes = {"w1": (self.M, self.C), "w2": (self.C, self.M), "w3": (self.M, self.C)}
+        self.codes = {name: byte(0, 256, N, k // 2) for name, (N, k) in shapes.items()}
+        self.scales = {name: byte(112, 123, N, k // 32) for name, (N, k) in shapes.items()}
+        self.packed: Experts = empty_experts(self.E, self.C, self.M, "fp8", DEVICE)
+        for e, name in itertools.product(range(self.E), shapes):
+            put(self.packed, e, name, self.codes[name][e], self.scales[name][e])  # type: ignore[arg-type]
+
+    def dense(self, name: str) -> Tensor:
+        return torch.stack([dequantise_mxfp4(c, s) for c, s in zip(self.codes[name], self.scales[name], strict=True)])
+
+    def want(self, x: Tensor, chosen: Chosen) -> Tensor:
+        def q(v: Tensor) -> Tensor:
+            return fake_fp8(v, 128)
+
+        w13 = torch.cat((self.dense("w1"), self.dense("w3")), 1)
+        routes = reference.Routes(chosen.ids.long(), chosen.weights)
+        return reference.experts(q(x.float()), routes, w13, self.dense("w2"), limit=LIMIT, rounded=rounded, quantised=q)
+
+
+def small() -> None:
+    layer, bad = Small(), 0
+    weights = hopper.folded(layer.packed)
+    for T in SMALL:
+        x = rows_of(T, layer.C)
+        ids = torch.rand(T, layer.E, device=DEVICE).topk(layer.TOP, -1).indices.sort(-1).values.int()
+        chosen = Chosen(ids, torch.rand(T, layer.TOP, device=DEVICE) + 0.1)
+        first = hopper.experts(x, chosen, weights, limit=LIMIT)
+        same = all(torch.equal(hopper.experts(x, chosen, weights, limit=LIMIT), first) for _ in range(5))
+        one = Chosen(ids[-1:].contiguous(), chosen.weights[-1:].contiguous())
+        alone = torch.equal(hopper.experts(x[-1:].contiguous(), one, weights, limit=LIMIT)[0], first[-1])
+        off = close(first, layer.want(x, chosen))
+        bad += not (off < TOLERANCE["w4a8"] and same and alone)
+        say("small", T=T, error=round(off, 6), same_bits_again=same, same_bits_alone=alone)
+    if bad:
+        raise SystemExit(f"small: {bad} cases are wrong")
+
+
+# ------------------------------------------------------------------------------------------------ Flash
+
+
+@functools.cache
+def checkpoint() -> Checkpoint:
+    return Checkpoint()
+
+
+@functools.cache
+def packed() -> Experts:
+    return checkpoint().packed("w4a8")
+
+
+@functools.cache
+def weights_of() -> hopper.FoldedExperts:
+    begin = time.monotonic()
+    made = hopper.folded(packed())
+    torch.cuda.synchronize()
+    say("compile", folded_in_seconds=round(time.monotonic() - begin, 1))
+    return made
+
+
+def want_of(x: Tensor, chosen: Chosen) -> Tensor:
+    """The reference's row of one token [1, C]."""
+    at, ids = checkpoint(), chosen.ids[0].tolist()
+    w13 = torch.stack([torch.cat((at.dense(e, "w1"), at.dense(e, "w3"))) for e in ids])
+    w2 = torch.stack([at.dense(e, "w2") for e in ids])
+    routes = reference.Routes(torch.arange(K, device="cuda")[None], chosen.weights)
+
+    def q(v: Tensor) -> Tensor:
+        return fake_fp8(v, 128)
+
+    return reference.experts(q(x.float()), routes, w13, w2, limit=LIMIT, rounded=rounded, quantised=q)
+
+
+def by_cuda(x: Tensor, chosen: Chosen) -> Tensor:
+    return hopper.experts(x, chosen, weights_of(), limit=LIMIT)
+
+
+def right() -> None:
+    bad = 0
+    for T in FLASH:
+        x, chosen = rows_of(T), choose(T, "uniform")
+        out = by_cuda(x, chosen)
+        for t in sorted({0, T // 2, T - 1}):
+            one = Chosen(chosen.ids[t : t + 1].contiguous(), chosen.weights[t : t + 1].contiguous())
+            row = x[t : t + 1].contiguous()
+            off, alone = close(out[t : t + 1], want_of(row, one)), torch.equal(by_cuda(row, one)[0], out[t])
+            bad += not (off < TOLERANCE["w4a8"] and alone)
+            say("right", T=T, token=t, error=round(off, 6), same_bits_alone=alone)
+    if bad:
+        raise SystemExit(f"right: {bad} tokens are wrong")
+
+
+def medians(calls: dict[str, list[Call]], replays: int) -> dict[str, float]:
+    """Microseconds of a call, by name."""
+    graphs = [capture(made) for made in calls.values()]
+    settle(graphs, 0.3)
+    times = alternate(graphs, replays)
+    return {name: round(statistics.median(t) / len(calls[name]), 2) for name, t in zip(calls, times, strict=True)}
+
+
+@functools.cache
+def humming() -> list[Humming]:
+    at = checkpoint()
+    return Humming.all(at.codes, at.scales, "w4a8")
+
+
+def times() -> None:
+    for T, routing in TIMED:
+        sets = [(rows_of(T), choose(T, routing)) for _ in range(2 if T > 1024 else 4)]
+        calls: dict[str, list[Call]] = {
+            "cuda": [functools.partial(by_cuda, *given) for given in sets],
+            "triton": [functools.partial(experts, x, chosen, packed(), "w4a8", limit=LIMIT) for x, chosen in sets],
+        }
+        for peer in humming():
+            calls["humming"] = [peer.chain(*given) for given in sets]
+        us = medians(calls, 9)
+        say("times", T=T, routing=routing, us=us, tflops=6 * T * K * C * M / us["cuda"] / 1e6)
+
+
+def steps_of(T: int) -> Iterator[tuple[str, float, Call]]:
+    """Each launch of a chain of its own: name, FLOP, call."""
+    x, chosen = rows_of(T), choose(T, "uniform")
+    weights, flop = weights_of(), 2.0 * T * K * C * M
+    blocks = permute(chosen.ids, E, PAIRS)
+    y, rows = x.new_empty(len(blocks.order), M), x.new_empty(T, K, C)
+    first = gather(x, blocks, weights=chosen.weights)
+    yield "permute", 0.0, lambda: permute(chosen.ids, E, PAIRS)
+    yield "gather x", 0.0, lambda: gather(x, blocks, weights=chosen.weights)
+    yield "up", 2 * flop, lambda: hopper.launch(first, weights.w13, blocks, y, LIMIT)
+    hopper.launch(first, weights.w13, blocks, y, LIMIT)
+    second = gather(y, blocks)
+    yield "gather y", 0.0, lambda: gather(y, blocks)
+    yield "down", flop, lambda: hopper.launch(second, weights.w2, blocks, rows)
+
+
+def launches() -> None:
+    for T in (8192, 1024):
+        for name, flop, call in steps_of(T):
+            us = medians({name: [call] * 2}, 9)[name]
+            say("launches", T=T, launch=name, us=us, tflops=round(flop / us / 1e6, 1))
+
+
+TURN = (
+    ("        sync_named(TURN + group, 256);\n", ""),
+    ("        if (group == 0 || !last) arrive_named(TURN + (group ^ 1), 256);\n", ""),
+    ("        if (group == 1) arrive_named(TURN, 256);\n", ""),
+)
+VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "as it is": (),
+    "no turns": TURN,
+    "4 stages": (("constexpr u32 STAGES = 8;", "constexpr u32 STAGES = 4;"),),
+    "no table": (("return looked_up(low, high, magnitudes);", "return magnitudes;"),),
+    "no sums": (("            add(sum, d);\n", "            sum[0] += d[0];\n"),),
+}
+
+
+def source_of(variant: str) -> str:
+    """The kernel with other lines; its sizes are not checked."""
+    text = hopper.SOURCE.read_text()
+    for old, new in VARIANTS[variant]:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("static_assert"))
+
+
+def variants() -> None:
+    """`up` at 8,192 tokens; results are not looked at."""
+    kernels = hopper.kernels_on(torch.zeros(1, device="cuda").device)
+    _, flop, call = next(step for step in steps_of(8192) if step[0] == "up")
+    for name in VARIANTS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "variant.cu"
+            path.write_text(source_of(name))
+            module = Module(compiler().cubin(path, "sm_90a")[0])
+        changed = replace(kernels, up=module.kernel("grouped_up", hopper.THREADS, hopper.SHARED_BYTES))
+        hopper.kernels_on = lambda _, changed=changed: changed  # type: ignore[assignment]
+        us = medians({name: [call] * 2}, 9)[name]
+        say("variants", variant=name, us=us, tflops=round(flop / us / 1e6, 1))
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "compile": compiled,
+    "small": small,
+    "right": right,
+    "times": times,
+    "launches": launches,
+    "variants": variants,
+}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for name in sys.argv[1:]:
+        PARTS[name]()
+        torch.cuda.synchronize()
+        say(name, ended=True)
+
+
+if __name__ == "__main__":
+    main()
