@@ -10,7 +10,8 @@ hopper_experts_parts.py does the work (visit.py: a kernel that hangs costs its o
     right      Flash's layer: three tokens of each size against the reference, and their bits alone
     times      CUDA, Triton and Humming, graph by graph in turns, whole chains, uniform and Zipf
     launches   gather, up, gather, down at 8,192 tokens, each alone
-    variants   `up` without turns, with fewer stages, without table look-ups, without sums
+    variants   `up` with something left out, to see what a stage waits for
+    timeline   cycles of a block's stages
 
 Lines of JSON go to FILE as they come, a table is printed last. Status 1 unless everything was right.
 """
@@ -25,11 +26,11 @@ from benches.kernels.visit import Row, Visit
 
 VISIT = Visit(
     module="benches.kernels.hopper_experts_parts",
-    silence={"compile": 25, "small": 60, "right": 90, "times": 90, "launches": 60, "variants": 60},
+    silence={"compile": 25, "small": 60, "right": 90, "times": 90, "launches": 60, "variants": 60, "timeline": 30},
     needs={"compile": "", "small": "compile", "right": "small"},
     rest="small",
     variables={},
-    shown=("compile", "small", "right", "launches", "variants"),
+    shown=("compile", "small", "right", "launches", "variants", "timeline"),
 )
 NAMES = ("cuda", "triton", "humming")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -20,11 +21,11 @@ from benches.kernels.moe_peers import Humming
 from torch import Tensor
 
 from dsv4.kernels.cuda.compile import compiler, cubin
-from dsv4.kernels.cuda.device import Module
+from dsv4.kernels.cuda.device import Module, tensor_map
 from dsv4.kernels.moe import hopper, reference
 from dsv4.kernels.moe.experts import Chosen, experts
-from dsv4.kernels.moe.gather import PAIRS, gather
 from dsv4.kernels.moe.permute import permute
+from dsv4.kernels.moe.place import PAIRS, place
 from dsv4.kernels.moe.weights import Experts, empty_experts, put
 from dsv4.kernels.quant.reference import dequantise_mxfp4, fake_fp8
 
@@ -48,7 +49,8 @@ def compiled() -> None:
     seconds = round(time.monotonic() - begin, 2)
     made_by = compiler()
     log = made_by.cubin(hopper.SOURCE, "sm_90a")[1]  # another version's products may run one by one
-    faults = {"serialized": "serialized" in log, "spills": log.count(" 0 bytes spill stores") != len(("up", "down"))}
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", log)]
+    faults = {"serialized": "serialized" in log, "spills": spills}
     say("compile", compiler=made_by.version, bytes=len(code), seconds=seconds, **faults)
     say("compile", card=torch.cuda.get_device_name())
     hopper.kernels_on(torch.zeros(1, device="cuda").device)
@@ -193,15 +195,15 @@ def steps_of(T: int) -> Iterator[tuple[str, float, Call]]:
     """Each launch of a chain of its own: name, FLOP, call."""
     x, chosen = rows_of(T), choose(T, "uniform")
     weights, flop = weights_of(), 2.0 * T * K * C * M
-    blocks = permute(chosen.ids, E, PAIRS)
+    blocks = permute(chosen.ids, E, PAIRS, places=True)
     y, rows = x.new_empty(len(blocks.order), M), x.new_empty(T, K, C)
-    first = gather(x, blocks, weights=chosen.weights)
-    yield "permute", 0.0, lambda: permute(chosen.ids, E, PAIRS)
-    yield "gather x", 0.0, lambda: gather(x, blocks, weights=chosen.weights)
+    first = place(x, blocks, weights=chosen.weights)
+    yield "permute", 0.0, lambda: permute(chosen.ids, E, PAIRS, places=True)
+    yield "place x", 0.0, lambda: place(x, blocks, weights=chosen.weights)
     yield "up", 2 * flop, lambda: hopper.launch(first, weights.w13, blocks, y, LIMIT)
     hopper.launch(first, weights.w13, blocks, y, LIMIT)
-    second = gather(y, blocks)
-    yield "gather y", 0.0, lambda: gather(y, blocks)
+    second = place(y, blocks)
+    yield "place y", 0.0, lambda: place(y, blocks)
     yield "down", flop, lambda: hopper.launch(second, weights.w2, blocks, rows)
 
 
@@ -212,17 +214,34 @@ def launches() -> None:
             say("launches", T=T, launch=name, us=us, tflops=round(flop / us / 1e6, 1))
 
 
-TURN = (
-    ("        sync_named(TURN + group, 256);\n", ""),
-    ("        if (group == 0 || !last) arrive_named(TURN + (group ^ 1), 256);\n", ""),
-    ("        if (group == 1) arrive_named(TURN, 256);\n", ""),
+SKIP = (
+    (
+        "    // Starts d = w",
+        """    DEVICE void skip(u32 (&to)[16]) {
+        wait(base + FULL + 8 * ahead.stage, ahead.parity);
+        const u32 word = load_shared(base + ahead.stage * STAGE + X + lane * 16).x[0];
+        UNROLL for (u32 i = 0; i < 16; i++) to[i] = word;
+        ahead.next();
+    }
+
+    // Starts d = w""",
+    ),
+    ("expand(next);", "skip(next);"),
+    ("if (!last) expand(codes);", "if (!last) skip(codes);"),
 )
+PRODUCTS = (
+    "product_of_e4m3(d, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], x.after(32 * k), k > 0);",
+    "UNROLL for (u32 i = 0; i < 4; i++) d[4 * k + i] = real(w[4 * k + i] + u32(x.after(0)));",
+)
+SUMS = ("                to = fused(d", "                if (8 * k + i == 0) to = fused(d")
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     "as it is": (),
-    "no turns": TURN,
     "4 stages": (("constexpr u32 STAGES = 8;", "constexpr u32 STAGES = 4;"),),
     "no table": (("return looked_up(low, high, magnitudes);", "return magnitudes;"),),
-    "no sums": (("            add(sum, d);\n", "            sum[0] += d[0];\n"),),
+    "no sums": (SUMS,),
+    "no expansion": SKIP,
+    "no products": (PRODUCTS,),
+    "no products, no sums": (PRODUCTS, SUMS),
 }
 
 
@@ -250,6 +269,37 @@ def variants() -> None:
         say("variants", variant=name, us=us, tflops=round(flop / us / 1e6, 1))
 
 
+EVENTS = ("starts", "expands", "adds, starts", "expands", "adds, releases")  # from mark to mark
+
+
+def timeline() -> None:
+    """Cycles of pairs of stages of a block of `up`, as its two groups see them; a mark costs about 45."""
+    for T in (8192, 1024):
+        x, chosen = rows_of(T), choose(T, "uniform")
+        weights, blocks = weights_of().w13, permute(chosen.ids, E, PAIRS, places=True)
+        y, rows = x.new_empty(len(blocks.order), M), place(x, blocks, weights=chosen.weights)
+        marks = torch.zeros(2, 128, len(EVENTS), dtype=torch.int32, device=DEVICE)
+        maps = [tensor_map(matrix) for matrix in hopper.matrices(rows, weights, blocks)]
+        arguments = hopper.arguments_of(maps, weights, blocks, y, LIMIT)
+        arguments.timeline = marks.data_ptr()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "variant.cu"
+            path.write_text(source_of("as it is"))
+            module = Module(compiler().cubin(path, "sm_90a", ["TIMELINE"])[0])
+        kernel = module.kernel("grouped_up", hopper.THREADS, hopper.SHARED_BYTES)
+        for _ in range(20):
+            kernel.launch(hopper.num_blocks(blocks, weights.shape[1], 132), arguments, early=True)
+        torch.cuda.synchronize()
+        flat = marks.cpu().long()[:, 4:].flatten(1)
+        steps = (flat[:, 1:] - flat[:, :-1])[:, : flat.shape[1] // 5 * 5 - 5].reshape(2, -1, 5)
+        for group in range(2):
+            middle = [*zip(EVENTS, steps[group].median(0).values.tolist(), strict=True)]
+            say(
+                "timeline", T=T, group=group, median=middle, mean=steps[group].double().mean(0).round().tolist(),
+                most=steps[group].amax(0).tolist(), stage=round(float(steps[group].sum(1).double().mean())),
+            )  # fmt: skip
+
+
 PARTS: dict[str, Callable[[], None]] = {
     "compile": compiled,
     "small": small,
@@ -257,6 +307,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "times": times,
     "launches": launches,
     "variants": variants,
+    "timeline": timeline,
 }
 
 

@@ -98,8 +98,8 @@ BUILDS = {
     "count": Build("dsv4.kernels.moe.permute:_count", (I32, I32, "i32"), {"CHUNK": 4096, "PDL": True}, 8),
     "permute": Build(
         "dsv4.kernels.moe.permute:_permute",
-        (I32, I32, I32, I32, "i32", "i32"),
-        {"E": 256, "BINS": 512, "SIZE": 16, "CHUNK": 512, "COUNTED": False, "PDL": True},
+        (I32, I32, I32, I32, I32, "i32", "i32"),
+        {"E": 256, "BINS": 512, "SIZE": 16, "CHUNK": 512, "COUNTED": False, "PLACES": True, "PDL": True},
         4,
     ),
     "to_fp8": Build(
@@ -111,10 +111,10 @@ BUILDS = {
         {"C": 4096, "BLOCKS": 32, "PACK": True, "PDL": True},
         2,
     ),
-    "gather": Build(
-        "dsv4.kernels.moe.gather:_gather",
-        (BF16, I32, I32, F32, U8, I32, "i32"),
-        {"C": 4096, "TOP": 6, "BLOCKS": 8, "BLOCK": 128, "UP": True, "PDL": True},
+    "place": Build(
+        "dsv4.kernels.moe.place:_place",
+        (BF16, I32, F32, U8, F32, F32, "i32"),
+        {"C": 4096, "TOP": 6, "BLOCKS": 8, "TOKENS": True, "PDL": True},
         2,
     ),
     "combine": Build(

@@ -75,7 +75,7 @@ IN_CUDA: tuple[Op, ...] = (
         EXPERTS,
         {
             "moe/permute": ("_count", "_permute"),
-            "moe/gather": ("_gather",),
+            "moe/place": ("_place",),
             "moe/grouped_fp8.cu": ("grouped_up", "grouped_down"),
             "moe/combine": ("_combine",),
         },

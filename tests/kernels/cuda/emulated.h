@@ -731,17 +731,19 @@ inline u32 looked_up(u32 a, u32 b, u32 selector) {
 
 inline u32 shared_base() { return emulation::BASE; }
 
-inline Words load_shared(u32 at) {
+template <class T> inline T load_from_shared(u32 at) {
     emulation::perhaps_switch();
     emulation::Block& block = *world.self->block;
-    Words w;
-    memcpy(&w, emulation::shared_at(block, at, 16, "load"), 16);
-    emulation::check_known(block, at, 16, "load");
+    T w;
+    memcpy(&w, emulation::shared_at(block, at, u32(sizeof(T)), "load"), sizeof(T));
+    emulation::check_known(block, at, u32(sizeof(T)), "load");
     emulation::Past& past = block.past[(at - emulation::BASE) / 16];
     emulation::check_written_before(past, emulation::warp_of(*world.self), at, "load");
     emulation::note_read(past, emulation::warp_of(*world.self));
     return w;
 }
+inline Words load_shared(u32 at) { return load_from_shared<Words>(at); }
+inline Pair load_shared_pair(u32 at) { return load_from_shared<Pair>(at); }
 
 inline void store_shared(u32 at, Words w) {
     emulation::perhaps_switch();

@@ -14,8 +14,8 @@ from torch import Tensor
 from dsv4.kernels.moe import hopper
 from dsv4.kernels.moe.experts import Chosen
 from dsv4.kernels.moe.fold import Folded
-from dsv4.kernels.moe.gather import PAIRS, Gathered
 from dsv4.kernels.moe.permute import Blocks
+from dsv4.kernels.moe.place import PAIRS, Placed
 from dsv4.kernels.moe.weights import Experts, empty_experts, put
 
 NAN_BYTE = 0x7F
@@ -48,7 +48,7 @@ def there(blocks: Blocks) -> Tensor:
 
 
 def in_places(x: Tensor, *, back: bool = False) -> Tensor:
-    """Numbers [.., places] in the order of `Gathered.numbers`, written a second time; or back."""
+    """Numbers [.., places] in the order of `Placed.scales`, written a second time; or back."""
     together = torch.arange(16).view(2, 4, 2).transpose(0, 1).reshape(4, 4)
     lines = [torch.cat([together[q ^ line] + 16 * piece for piece in (0, 1) for q in range(4)]) for line in range(4)]
     block = torch.cat([places + 32 * line for line, places in enumerate(lines)])
@@ -56,19 +56,19 @@ def in_places(x: Tensor, *, back: bool = False) -> Tensor:
     return x[..., from_place.argsort() if back else from_place].contiguous()
 
 
-def gathered(blocks: Blocks, K: int, numbers: Tensor) -> Gathered:
-    """Random rows; where there is no pair everything is NaN. numbers: float32 or int32 [places]."""
+def placed(blocks: Blocks, K: int, weights: Tensor | None = None) -> Placed:
+    """Random rows; where there is no pair everything is NaN."""
     places, empty = len(blocks.order), ~there(blocks)
     values = (torch.randn(places, K) * 20).to(torch.float8_e4m3fn).view(torch.uint8)
     values[empty] = NAN_BYTE
     scales = torch.randint(-6, 7, (K // 128, places)).float().exp2()
     scales[:, empty] = torch.nan
-    return Gathered(values, in_places(torch.cat((scales, numbers.view(torch.float32)[None]))))
+    return Placed(values, in_places(scales), weights)
 
 
 def run(
     kernels: ctypes.CDLL,
-    rows: Gathered,
+    rows: Placed,
     weight: Folded,
     blocks: Blocks,
     out: Tensor,
@@ -79,17 +79,19 @@ def run(
     eager: bool = False,
 ) -> Tensor:
     """Fills `out`, of which nothing else is written."""
+    last = blocks.order if rows.weights is None else rows.weights
     maps = (
         tensor_map(rows.values, hopper.BOX_PAIRS),
         tensor_map(weight.tiles.view(-1, 128), hopper.BOX_TILE),
-        tensor_map(rows.numbers.view(torch.uint8).view(-1, 128), hopper.BOX_NUMBERS),
+        tensor_map(rows.scales.view(torch.uint8).view(-1, 128), hopper.BOX_NUMBERS),
+        tensor_map(last.view(torch.uint8).view(-1, 128), hopper.BOX_NUMBERS),
     )
     arguments = hopper.arguments_of(maps, weight, blocks, out, limit)
     num_blocks = min(grid, hopper.num_blocks(blocks, weight.shape[1], 132))
     emulate(
         kernels, "grouped_up" if weight.gated else "grouped_down", arguments,
         Grid(num_blocks, hopper.THREADS, hopper.SHARED_BYTES, hopper.CLUSTER),
-        [rows.values, rows.numbers, blocks.order, blocks.expert], [out], constants=[weight.tiles, weight.scale],
+        [rows.values, rows.scales, last, blocks.order, blocks.expert], [out], constants=[weight.tiles, weight.scale],
         seed=seed, eager=eager, early=True,
     )  # fmt: skip
     return out
@@ -102,12 +104,12 @@ def emulated_experts(kernels: ctypes.CDLL, x: Tensor, chosen: Chosen, weights: h
         return hopper.experts(x, chosen, weights, limit=cases.LIMIT)
 
 
-def products(rows: Gathered, dense: Tensor, blocks: Blocks) -> Tensor:
+def products(rows: Placed, dense: Tensor, blocks: Blocks) -> Tensor:
     """float32 [places, N]: rows times dense [E, N, K] of their experts, with the kernel's sums: a power of two of the
     weight changes no bit of them.
     """
     places, K = rows.values.shape
-    values, scales = rows.values.view(torch.float8_e4m3fn).float(), in_places(rows.numbers, back=True)
+    values, scales = rows.values.view(torch.float8_e4m3fn).float(), in_places(rows.scales, back=True)
     out = torch.full((places, dense.shape[1]), torch.nan)
     for block, e in enumerate(blocks.expert.tolist()):
         if e < 0:

@@ -14,12 +14,12 @@ from tests.kernels.moe.closeness import assert_close
 from torch import Tensor
 
 pytest.importorskip("triton")
-from tests.kernels.moe.emulated import emulated_experts, gathered, in_places, pack, products, ragged, run, there
+from tests.kernels.moe.emulated import emulated_experts, in_places, pack, placed, products, ragged, run, there
 
 from dsv4.kernels.moe import hopper, reference
 from dsv4.kernels.moe.experts import Chosen
-from dsv4.kernels.moe.gather import PAIRS, gather
 from dsv4.kernels.moe.permute import Blocks, permute
+from dsv4.kernels.moe.place import PAIRS, place
 from dsv4.kernels.moe.quantise import to_fp8
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 ]
 CPU = torch.device("cpu")
 RAGGED = [[0, 1, 127, 64, 65], [128, 0, 0, 129, 3]]
-LIMIT = 100.0  # of values like those of `gathered`
+LIMIT = 100.0  # of values like those of `placed`
 
 
 class Layer(NamedTuple):
@@ -56,11 +56,11 @@ def empty_rows(blocks: Blocks) -> Tensor:
 
 
 @pytest.mark.parametrize("counts", RAGGED)
-@pytest.mark.parametrize("width", [128, 384, 1280])
+@pytest.mark.parametrize("width", [256, 768, 1280])
 def test_down_has_the_bits_of_its_arithmetic(kernels: ctypes.CDLL, counts: list[int], width: int) -> None:
     """One step and more, fewer stages than the ring has and more; NaN wherever there is no pair."""
     made, blocks = layer(width=width), ragged(counts)
-    rows, live = gathered(blocks, width, blocks.order), there(blocks)
+    rows, live = placed(blocks, width), there(blocks)
     want = products(rows, made.dense("w2"), blocks)[live].bfloat16()
     for grid, eager in ((2, False), (6, True)):
         out = run(kernels, rows, made.weights.w2, blocks, empty_rows(blocks), grid=grid, eager=eager)
@@ -72,7 +72,7 @@ def test_down_has_the_bits_of_its_arithmetic(kernels: ctypes.CDLL, counts: list[
 def test_up_is_swiglu_of_its_arithmetic(kernels: ctypes.CDLL, counts: list[int], hidden: int) -> None:
     made, blocks = layer(hidden), ragged(counts)
     live, weights = there(blocks), torch.rand(len(blocks.order)) + 0.5
-    rows = gathered(blocks, hidden, weights)
+    rows = placed(blocks, hidden, weights)
     out = torch.full((len(blocks.order), cases.M), torch.nan, dtype=torch.bfloat16)
     run(kernels, rows, made.weights.w13, blocks, out, LIMIT)
     both = torch.cat([products(rows, made.dense(name), blocks)[live].bfloat16().float() for name in ("w1", "w3")], 1)
@@ -86,19 +86,19 @@ def test_up_is_swiglu_of_its_arithmetic(kernels: ctypes.CDLL, counts: list[int],
 def test_bits_depend_on_nothing_but_the_pair(kernels: ctypes.CDLL) -> None:
     """Neither on the pairs beside it and the width of their tile, nor on who runs first, nor on the grid."""
     made, blocks = layer(width=1280), ragged([40, 0, 1, 100, 0])
-    rows = gathered(blocks, 1280, blocks.order)
+    rows = placed(blocks, 1280)
     want = run(kernels, rows, made.weights.w2, blocks, empty_rows(blocks))
     for seed in range(1, 7):
         how = {"grid": 2 * (seed % 3 + 1), "eager": seed % 2}
         got = run(kernels, rows, made.weights.w2, blocks, empty_rows(blocks), seed=seed, **how)  # type: ignore[arg-type]
         assert_bits(got, want)
     narrow = ragged([0, 0, 0, 60, 0])
-    alone = gathered(narrow, 1280, narrow.order)
+    alone = placed(narrow, 1280)
     wide = slice(2 * PAIRS, 2 * PAIRS + 60)  # the fourth expert's first 60 of 100 pairs
     alone.values[:60] = rows.values[wide]
-    scales = in_places(alone.numbers, back=True)
-    scales[:-1, :60] = in_places(rows.numbers, back=True)[:-1, wide]
-    got = run(kernels, alone._replace(numbers=in_places(scales)), made.weights.w2, narrow, empty_rows(narrow))
+    scales = in_places(alone.scales, back=True)
+    scales[:, :60] = in_places(rows.scales, back=True)[:, wide]
+    got = run(kernels, alone._replace(scales=in_places(scales)), made.weights.w2, narrow, empty_rows(narrow))
     assert_bits(got[narrow.order[:60].long()], want[blocks.order[wide].long()])
 
 
@@ -129,20 +129,22 @@ def test_an_id_that_is_no_expert_adds_nothing(kernels: ctypes.CDLL) -> None:
     assert bool((emulated_experts(kernels, x, Chosen(ids, w), weights)[1] == 0).all())
 
 
-def test_rows_are_gathered_as_they_are_quantised() -> None:
-    """With the codes and scales of `to_fp8`, and the number of each pair; untouched where there is none."""
+def test_rows_are_placed_as_they_are_quantised() -> None:
+    """With the codes and scales of `to_fp8`, and the weight of each pair; untouched where there is none."""
     x, (ids, w) = cases.make_x(20, CPU), cases.make_choice(20, CPU)
-    blocks = permute(ids, cases.E, PAIRS)
+    ids[3, 1], ids[7] = -1, cases.E
+    blocks = permute(ids, cases.E, PAIRS, places=True)
     live, found = there(blocks), to_fp8(x)
     pairs = blocks.order[live].long()
-    up = gather(x, blocks, weights=w)
-    numbers = in_places(up.numbers, back=True)[:, live]
+    assert len(pairs) == 20 * cases.K - 1 - cases.K
+    up = place(x, blocks, weights=w)
     assert torch.equal(up.values[live], found.values.view(torch.uint8)[pairs // cases.K])
-    assert torch.equal(numbers[:-1], (found.exponents[pairs // cases.K].float() - 127).exp2().t())
-    assert torch.equal(numbers[-1], w.flatten()[pairs])
+    exponents = found.exponents[pairs // cases.K].float() - 127
+    assert torch.equal(in_places(up.scales, back=True)[:, live], exponents.exp2().t())
+    assert up.weights is not None
+    assert torch.equal(up.weights[live], w.flatten()[pairs])
     y = torch.randn(len(blocks.order), cases.M).bfloat16()
-    down = gather(y, blocks)
-    assert torch.equal(down.values[live], to_fp8(y[live]).values.view(torch.uint8))
-    order = in_places(down.numbers.view(torch.int32)[-1], back=True)
-    used = (blocks.expert >= 0).repeat_interleave(PAIRS)
-    assert torch.equal(order[used], blocks.order[used]), "also where there is no pair"
+    down = place(y, blocks)
+    found = to_fp8(y[live])
+    assert torch.equal(down.values[live], found.values.view(torch.uint8))
+    assert torch.equal(in_places(down.scales, back=True)[:, live], (found.exponents.float() - 127).exp2().t())

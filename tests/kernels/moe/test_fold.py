@@ -42,9 +42,10 @@ def unfolded(matrix: Folded) -> Tensor:
 
 
 def checkpoint_with(scales: Tensor) -> cases.Checkpoint:
-    """Experts of 256 x 256 and 256 x 128 whose w2 has these scales, int [128 / 32]."""
+    """Experts whose w2 has these scales, int [128 / 32], and the first of them in the other blocks."""
     at = cases.make_checkpoint(torch.device("cpu"))
-    at.w2_scale[:] = scales.to(torch.uint8)
+    at.w2_scale[:] = scales[0]
+    at.w2_scale[..., : len(scales)] = scales.to(torch.uint8)
     return at
 
 
@@ -83,7 +84,8 @@ def test_a_block_of_zeros_has_no_say() -> None:
     assert torch.equal(got, torch.stack([at.dense(e, "w2") for e in range(cases.E)]))
 
 
-def test_rows_come_in_pairs_of_tiles() -> None:
-    at = cases.make_checkpoint(torch.device("cpu"), hidden=128)
-    with pytest.raises(Violation, match="128 rows"):
+@pytest.mark.parametrize(("hidden", "width"), [(128, 256), (256, 128)])
+def test_rows_come_in_pairs_of_tiles_and_channels_in_pairs_of_stages(hidden: int, width: int) -> None:
+    at = cases.make_checkpoint(torch.device("cpu"), hidden=hidden, width=width)
+    with pytest.raises(Violation, match=f"{hidden} x {width}"):
         fold(pack(at).w2, gated=False)

@@ -14,8 +14,8 @@ from dsv4.kernels.cuda.device import Module
 pytest.importorskip("triton")
 from dsv4.kernels.moe import hopper
 from dsv4.kernels.moe.fold import Folded
-from dsv4.kernels.moe.gather import Gathered
 from dsv4.kernels.moe.permute import Blocks
+from dsv4.kernels.moe.place import Placed
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def _kernels(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("num_blocks", "thread_blocks"), [(2, 8), (600, 132)])
 def test_a_launch_has_its_matrices(driver: ctypes.CDLL, num_blocks: int, thread_blocks: int) -> None:
     places = num_blocks * 128
-    rows = Gathered(torch.empty(places, 256, dtype=torch.uint8), torch.empty(3, places))
+    rows = Placed(torch.empty(places, 256, dtype=torch.uint8), torch.empty(2, places), torch.empty(places))
     weight = Folded(torch.empty(7, 4, 2, 8704, dtype=torch.uint8), torch.empty(7, 512), gated=True)
     blocks = Blocks(torch.empty(places, dtype=torch.int32), torch.empty(num_blocks, dtype=torch.int32), 128)
     out = torch.empty(places, 256, dtype=torch.bfloat16)
@@ -45,7 +45,9 @@ def test_a_launch_has_its_matrices(driver: ctypes.CDLL, num_blocks: int, thread_
         assert early(driver)
         assert [*given.x.opaque[:3], given.x.opaque[15]] == [rows.values.data_ptr(), places, 256, 64]
         assert [*given.w.opaque[:3], given.w.opaque[15]] == [weight.tiles.data_ptr(), 7 * 4 * 2 * 68, 128, 68]
-        assert [*given.sf.opaque[:3], given.sf.opaque[15]] == [rows.numbers.data_ptr(), 3 * places // 32, 128, 4]
+        assert [*given.sf.opaque[:3], given.sf.opaque[15]] == [rows.scales.data_ptr(), 2 * places // 32, 128, 4]
+        assert rows.weights is not None
+        assert [*given.last.opaque[:3], given.last.opaque[15]] == [rows.weights.data_ptr(), places // 32, 128, 4]
         pointers_given = (given.w_sf, given.order, given.expert, given.out)
         assert pointers_given == tuple(x.data_ptr() for x in (weight.scale, blocks.order, blocks.expert, out))
         assert (given.limit, given.num_blocks, given.num_rows, given.steps) == (7.0, num_blocks, 512, 2)

@@ -13,7 +13,7 @@ from tests.kernels.moe import cases
 from dsv4.errors import Violation
 
 pytest.importorskip("triton")
-from tests.kernels.moe.emulated import gathered, pack, products, ragged, run, there
+from tests.kernels.moe.emulated import pack, placed, products, ragged, run, there
 
 from dsv4.kernels.moe.fold import fold
 from dsv4.kernels.moe.hopper import SOURCE
@@ -54,9 +54,9 @@ MUTANTS = [
 
 def verdict(kernel: Path) -> str:
     """What the emulator says, or whether the result is right: wide and narrow tiles, more stages than the ring has."""
-    at = cases.make_checkpoint(torch.device("cpu"), num_experts=3, width=640)
+    at = cases.make_checkpoint(torch.device("cpu"), num_experts=3, width=768)
     weight, blocks = fold(pack(at).w2, gated=False), ragged([130, 0, 3])
-    rows, live = gathered(blocks, 640, blocks.order), there(blocks)
+    rows, live = placed(blocks, 768), there(blocks)
     out = torch.full((133, cases.C), torch.nan, dtype=torch.bfloat16)
     try:
         run(library(kernel, "-O1"), rows, weight, blocks, out, grid=2)

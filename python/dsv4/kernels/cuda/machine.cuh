@@ -100,6 +100,12 @@ DEVICE Words load_shared(u32 at) {
     return w;
 }
 
+DEVICE Pair load_shared_pair(u32 at) {
+    Pair w;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(w.x[0]), "=r"(w.x[1]) : "r"(at) : "memory");
+    return w;
+}
+
 DEVICE void store_shared(u32 at, Words w) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
                  :: "r"(at), "r"(w.x[0]), "r"(w.x[1]), "r"(w.x[2]), "r"(w.x[3]) : "memory");

@@ -6,9 +6,9 @@
 //
 // A tile is 128 rows of the weight by 128 pairs (64 where a block has no more). Each group has 64 rows, which it expands
 // in registers, and all pairs, which the matrix units read from shared memory. Per stage a group's products leave the
-// matrix units and are added, times the scale of the pair. The groups take turns: while one adds, the other one has the
-// matrix units, which run while the weights of the stage after are expanded. Two blocks of a cluster do tiles one above
-// the other: each brings half of the pairs to both.
+// matrix units and are added, times the scale of the pair. A group always has products under way: those of 64 pairs while
+// it adds those of the other 64, or of the next stage while it adds this one's; weights of the stage after are expanded
+// beside them. Two blocks of a cluster do tiles one above the other: each brings half of the pairs to both.
 //
 // up    rows of a thread are gate and up of one channel: SwiGLU and the routing weight follow in registers
 // down  rows of a thread are neighbours: a word of the pair's row
@@ -20,13 +20,15 @@ constexpr u32 ROWS = 128;          // of the weight, in a tile
 constexpr u32 PAIRS = 128;         // of a block
 constexpr u32 STEP = 128;          // channels of a stage
 constexpr u32 BOX = 64;            // pairs that one copy brings
+constexpr int WIDE = 64;           // values of a thread in a tile of 128 pairs
 constexpr u32 THREADS = 384;       // two groups, and one whose first thread tells the copy engine
 constexpr float LOG2E = 1.4426950408889634f;
 
 struct Arguments {
     TensorMap x;                   // [places, K] E4M3, boxes of 64 x 128
     TensorMap w;                   // rows of 128 bytes, 68 to a tile of 128 rows and 128 channels: boxes of a tile
-    TensorMap sf;                  // [(K / 128 + 1) places / 32, 128 bytes]: scales, then a weight or the pair; boxes of 4
+    TensorMap sf;                  // [K / 128 places / 32, 128 bytes]: scales; boxes of 4
+    TensorMap last;                // [places / 32, 128 bytes]: weights, or pairs; boxes of 4
     const float* w_sf;             // [E, N]
     const i32* order;              // [places]: below zero where there is no pair
     const i32* expert;             // [blocks]: below zero beyond the last
@@ -34,8 +36,21 @@ struct Arguments {
     float limit;
     i32 num_blocks;
     i32 num_rows;                  // N
-    i32 steps;                     // K / 128
+    i32 steps;                     // K / 128, an even number
+    u32* timeline;                 // [2 groups, 128 stages, 5 events], with -DTIMELINE alone
 };
+
+// Clocks of the first block, about 45 cycles each, to see who waits for whom; not in the kernel that serves.
+#ifdef TIMELINE
+#define MARK(event)                                                                  \
+    if (lane == 0 && warp == 0 && block_index() == 0 && count < 128) {               \
+        store_word(a.timeline + (group * 128 + count) * 5 + (event), ticks());       \
+    }
+#define COUNT count++
+#else
+#define MARK(event)
+#define COUNT
+#endif
 
 constexpr u32 X = PAIRS * STEP;
 constexpr u32 W_ROWS = 68;                             // of 128 bytes: codes of both groups, then their shifts
@@ -51,7 +66,6 @@ constexpr u32 BYTES = EMPTY + 8 * STAGES;
 
 static_assert(BYTES == 221312);    // hopper.py asks for so much
 
-enum Named : u32 { TURN = 1 };     // TURN + g: group g may have the matrix units
 enum Flags : u32 { NARROW = 1, MORE = 2 };  // of a tile; MORE: it is not the block's last
 
 struct Tile {
@@ -116,7 +130,7 @@ struct Producer {
         }
         const i32 lines = a.num_blocks * i32(PAIRS) / 32, line = row / 32;
         copy_box(stage + SF, a.sf, step * lines + line, 0, full);
-        if (last) copy_box(stage + LAST, a.sf, a.steps * lines + line, 0, full);
+        if (last) copy_box(stage + LAST, a.last, line, 0, full);
     }
 
     DEVICE void run() const {
@@ -136,9 +150,11 @@ struct Producer {
 struct Table {
     u32 low, high;
 
-    DEVICE Table(u32 shifts, u32 group)
-        : low(0x14100800 + bytes_of(shifts, 0, 0x1110 * group + 4)),  // zero stays zero
-          high(0x24201C18 + bytes_of(shifts, 0, 0x1111 * group)) {}
+    DEVICE Table(u32 shifts, u32 group) {
+        const u32 shift = shifts >> 8 * group & 0xFF;
+        low = shift * 0x01010100 + 0x14100800;         // zero stays zero
+        high = shift * 0x01010101 + 0x24201C18;
+    }
     DEVICE u32 of(u32 magnitudes) const { return looked_up(low, high, magnitudes); }
 };
 
@@ -160,6 +176,9 @@ template <bool GATED> struct Consumer {
     i32 block, expert, band;       // of the tile
     bool more;
     u32 codes[16];                 // E4M3: of each product of 32 channels four words
+#ifdef TIMELINE
+    u32 count = 0;                 // of stages
+#endif
 
     DEVICE Consumer(const Arguments& arguments, u32 shared, u32 index)
         : a(arguments), base(shared), group(index / 128), warp(index % 128 / 32), lane(index % 32) {}
@@ -168,14 +187,12 @@ template <bool GATED> struct Consumer {
     DEVICE void expand(u32 (&to)[16]) {
         wait(base + FULL + 8 * ahead.stage, ahead.parity);
         const u32 w = base + ahead.stage * STAGE + X;
-        const Words shifts = load_shared(swizzled(w, SHIFTS + group * 256 + warp * 64 + lane / 8 * 16));
-        const bool odd = lane / 4 % 2;
-        const u32 of[2] = {odd ? shifts.x[2] : shifts.x[0], odd ? shifts.x[3] : shifts.x[1]};
+        const Pair shifts = load_shared_pair(swizzled(w, SHIFTS + group * 256 + warp * 64 + lane / 4 * 8));
         UNROLL for (u32 half = 0; half < 2; half++) {
             const Words c = load_shared(swizzled(w, group * 4096 + half * 2048 + warp * 512 + lane * 16));
             UNROLL for (u32 i = 0; i < 4; i++) {
                 const u32 k = 2 * half + i / 2, r = i % 2, magnitudes = c.x[i] & 0x77777777;
-                const Table table(of[r], k);
+                const Table table(shifts.x[r], k);
                 to[4 * k + r] = table.of(magnitudes) | (c.x[i] << 4 & 0x80808080);
                 to[4 * k + 2 + r] = table.of(magnitudes >> 16) | (c.x[i] & 0x80808080);
             }
@@ -183,16 +200,14 @@ template <bool GATED> struct Consumer {
         ahead.next();
     }
 
-    // Starts d = w xᵀ of a stage. Groups alternate: nobody starts a stage twice before the other has started it once.
-    template <int VALUES> DEVICE void start_products(float (&d)[VALUES], bool last) {
-        sync_named(TURN + group, 256);
-        const Operand x(base + ring.stage * STAGE, 16, 1024);
+    // Starts d = w xᵀ of 64 pairs of a stage.
+    DEVICE void start(float (&d)[32], const u32 (&w)[16], u32 pairs) {
+        const Operand x(pairs, 16, 1024);
         matrix_fence();
         UNROLL for (u32 k = 0; k < 4; k++) {
-            product_of_e4m3(d, codes[4 * k], codes[4 * k + 1], codes[4 * k + 2], codes[4 * k + 3], x.after(32 * k), k > 0);
+            product_of_e4m3(d, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], x.after(32 * k), k > 0);
         }
         matrix_commit();
-        if (group == 0 || !last) arrive_named(TURN + (group ^ 1), 256);
     }
 
     // After what every lane has read of a stage.
@@ -202,44 +217,79 @@ template <bool GATED> struct Consumer {
         ring.next();
     }
 
-    // What a box of 128 numbers has for columns 8 k + 2 (lane % 4) and + 1 of pieces k = 2 piece and + 1.
-    DEVICE Words of_columns(u32 box, u32 piece) const {
-        return load_shared(base + ring.stage * STAGE + box + piece * 64 + lane % 4 * 16);
+    // The scales of columns 8 k + 2 (lane % 4) and + 1 of pieces k = 2 piece and + 1.
+    DEVICE Words of_columns(u32 piece) const {
+        return load_shared(base + ring.stage * STAGE + SF + piece * 64 + lane % 4 * 16);
     }
 
-    template <int VALUES> DEVICE void add(float (&sum)[VALUES], const float (&d)[VALUES]) const {
-        UNROLL for (u32 k = 0; k < VALUES / 8; k++) {
-            const Words scale = of_columns(SF, k);
+    // Adds what has left the matrix units: of the stage's first 64 pairs, or of its second.
+    template <u32 HALF, int VALUES> DEVICE void add(float (&sum)[VALUES], float (&d)[32]) const {
+        settled(d);
+        UNROLL for (u32 k = 0; k < 4; k++) {
+            const Words scale = of_columns(4 * HALF + k);
             UNROLL for (u32 i = 0; i < 8; i++) {
-                sum[8 * k + i] = fused(d[8 * k + i], real(scale.x[i / 4 * 2 + i % 2]), sum[8 * k + i]);
+                float& to = sum[32 * HALF + 8 * k + i];
+                to = fused(d[8 * k + i], real(scale.x[i / 4 * 2 + i % 2]), to);
             }
         }
     }
 
-    template <int VALUES> DEVICE void multiply_tile() {
-        float d[VALUES], sum[VALUES];
-        UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] = 0;
-        for (i32 step = 0; step < a.steps; step++) {
-            const bool end = step + 1 == a.steps, last = end && !more;
-            u32 next[16];          // zeros here, and products run one by one
-            start_products(d, last);
-            if (!last) expand(next);
-            matrix_wait<0>();
-            settled(d);
-            add(sum, d);
-            if (!end) release();
-            if (last) continue;
-            UNROLL for (u32 i = 0; i < 16; i++) codes[i] = next[i];
-        }
-        u32 of[VALUES / 2];        // of columns: routing weights, or pairs
-        UNROLL for (u32 k = 0; k < VALUES / 8; k++) {
-            const Words w = of_columns(LAST, k);
-            UNROLL for (u32 i = 0; i < 4; i++) of[4 * k + i] = w.x[i];
+    // Two stages. Where products are under way at the end of a loop, the compiler runs all of them one by one.
+    template <int VALUES> DEVICE void multiply_stages(float (&sum)[VALUES], bool last) {
+        constexpr u32 HALF = BOX * STEP;
+        const u32 first = base + ring.stage * STAGE, second = base + (ring.stage + 1 < STAGES ? ring.stage + 1 : 0) * STAGE;
+        float d[2][32];
+        u32 next[16];
+        MARK(0);
+        start(d[0], codes, first);
+        if constexpr (VALUES == WIDE) start(d[1], codes, first + HALF);
+        MARK(1);
+        if (a.steps > 0) expand(next);                 // always; without a condition it would move behind the wait
+        MARK(2);
+        if constexpr (VALUES == WIDE) {
+            matrix_wait<1>();
+            add<0>(sum, d[0]);
+            start(d[0], next, second);
+            matrix_wait<1>();
+            add<1>(sum, d[1]);
+            start(d[1], next, second + HALF);
+        } else {
+            start(d[1], next, second);
+            matrix_wait<1>();
+            add<0>(sum, d[0]);
         }
         release();
+        MARK(3);
+        if (!last) expand(codes);
+        MARK(4);
+        if constexpr (VALUES == WIDE) {
+            matrix_wait<1>();
+            add<0>(sum, d[0]);
+            matrix_wait<0>();
+            add<1>(sum, d[1]);
+        } else {
+            matrix_wait<0>();
+            add<0>(sum, d[1]);
+        }
+        COUNT;
+    }
+
+    template <int VALUES> DEVICE void multiply_tile() {
         const u32 row = (u32(band) * 2 + group) * 64 + warp * 16 + lane / 4 * 2;
         const float* w_sf = a.w_sf + i64(expert) * a.num_rows + row;
         const float scale[2] = {real(load_word(w_sf)), real(load_word(w_sf + 1))};
+        float sum[VALUES];
+        UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] = 0;
+        for (i32 step = 2; step <= a.steps; step += 2) {
+            multiply_stages(sum, step == a.steps && !more);
+            if (step < a.steps) release();
+        }
+        u32 of[VALUES / 2];        // of columns: routing weights, or pairs
+        UNROLL for (u32 k = 0; k < VALUES / 4; k++) {
+            const Pair w = load_shared_pair(swizzled(base + ring.stage * STAGE + LAST, k * 32 + lane % 4 * 8));
+            UNROLL for (u32 i = 0; i < 2; i++) of[2 * k + i] = w.x[i];
+        }
+        release();
         UNROLL for (u32 j = 0; j < VALUES; j++) sum[j] *= scale[j / 2 % 2];
         if constexpr (GATED) {
             leave_channels(sum, of);
@@ -273,15 +323,14 @@ template <bool GATED> struct Consumer {
 
     DEVICE void run() {
         if (Work(a).next().expert < 0) return;
-        if (group == 1) arrive_named(TURN, 256);
         expand(codes);
         do {
             const Words tile = load_shared(base + ring.stage * STAGE + TILE);
             block = i32(tile.x[0]), expert = i32(tile.x[1]), band = i32(tile.x[2]), more = tile.x[3] & MORE;
             if (tile.x[3] & NARROW) {
-                multiply_tile<BOX / 2>();
+                multiply_tile<WIDE / 2>();
             } else {
-                multiply_tile<PAIRS / 2>();
+                multiply_tile<WIDE>();
             }
         } while (more);
     }
@@ -299,6 +348,7 @@ template <bool GATED> DEVICE void multiply(const Arguments& a) {
         prefetch_map(a.x);
         prefetch_map(a.w);
         prefetch_map(a.sf);
+        prefetch_map(a.last);
     }
     meet_cluster();                // their barriers are there
     sync_block();

@@ -1,9 +1,9 @@
 """Routed experts as W4A8 on Hopper for many tokens: the launches of grouped_fp8.cu and what lies between them.
 
     ids [T, K]  -- permute -->  blocks of 128 pairs of one expert each
-    x, blocks   -- gather  -->  E4M3 rows in their places, routing weights
+    x, blocks   -- place   -->  E4M3 rows in their places, routing weights
     rows        -- up      -->  y [places, m]            (SwiGLU and routing weight)
-    y           -- gather  -->  E4M3 rows, pairs
+    y           -- place   -->  E4M3 rows
     rows        -- down    -->  [T K, C]
                 -- combine -->  out [T, C]
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,8 @@ from dsv4.kernels.cuda.device import Kernel, Matrix, Module, TensorMap, tensor_m
 from dsv4.kernels.moe.combine import combine
 from dsv4.kernels.moe.experts import Chosen
 from dsv4.kernels.moe.fold import TILE_BYTES, Folded, fold
-from dsv4.kernels.moe.gather import PAIRS, Gathered, gather
 from dsv4.kernels.moe.permute import Blocks, permute
+from dsv4.kernels.moe.place import PAIRS, Placed, place
 from dsv4.kernels.moe.weights import GROUP, Experts
 
 SOURCE = Path(__file__).with_name("grouped_fp8.cu")
@@ -54,6 +55,7 @@ class Arguments(ctypes.Structure):
         ("x", TensorMap),
         ("w", TensorMap),
         ("sf", TensorMap),
+        ("last", TensorMap),
         ("w_sf", ctypes.c_void_p),
         ("order", ctypes.c_void_p),
         ("expert", ctypes.c_void_p),
@@ -62,7 +64,8 @@ class Arguments(ctypes.Structure):
         ("num_blocks", ctypes.c_int32),
         ("num_rows", ctypes.c_int32),
         ("steps", ctypes.c_int32),
-        ("padding", ctypes.c_int32 * 4),
+        ("timeline", ctypes.c_void_p),
+        ("padding", ctypes.c_int32 * 2),
     )
 
 
@@ -89,19 +92,19 @@ def folded(weights: Experts) -> FoldedExperts:
     return FoldedExperts(fold(weights.w13, gated=True), fold(weights.w2, gated=False))
 
 
-def matrices(rows: Gathered, weight: Folded) -> tuple[Matrix, Matrix, Matrix]:
-    """What the copy engine reads: pairs, tiles of weights, numbers of pairs."""
+def matrices(rows: Placed, weight: Folded, blocks: Blocks) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """What the copy engine reads: pairs, tiles of weights, scales, and weights or numbers of pairs."""
     places, K = rows.values.shape
+    last = blocks.order if rows.weights is None else rows.weights
     return (
         Matrix(rows.values.data_ptr(), places, K, BOX_PAIRS),
         Matrix(weight.tiles.data_ptr(), weight.tiles.numel() // 128, 128, BOX_TILE),
-        Matrix(rows.numbers.data_ptr(), rows.numbers.numel() // 32, 128, BOX_NUMBERS),
+        Matrix(rows.scales.data_ptr(), rows.scales.numel() // 32, 128, BOX_NUMBERS),
+        Matrix(last.data_ptr(), places // 32, 128, BOX_NUMBERS),
     )
 
 
-def arguments_of(
-    maps: tuple[TensorMap, TensorMap, TensorMap], weight: Folded, blocks: Blocks, out: Tensor, limit: float
-) -> Arguments:
+def arguments_of(maps: Sequence[TensorMap], weight: Folded, blocks: Blocks, out: Tensor, limit: float) -> Arguments:
     """The kernel's arguments."""
     _, N, K = weight.shape
     pointers = (weight.scale.data_ptr(), blocks.order.data_ptr(), blocks.expert.data_ptr(), out.data_ptr())
@@ -113,14 +116,14 @@ def num_blocks(blocks: Blocks, N: int, num_sms: int) -> int:
     return min(len(blocks.expert) * N // GROUP, num_sms // CLUSTER * CLUSTER)
 
 
-def launch(rows: Gathered, weight: Folded, blocks: Blocks, out: Tensor, limit: float = 0.0) -> None:
+def launch(rows: Placed, weight: Folded, blocks: Blocks, out: Tensor, limit: float = 0.0) -> None:
     """Fills `out`: y [places, N / 2] of gated rows, else [pairs, N]."""
     kernels = kernels_on(out.device)
-    x, w, sf = (tensor_map(matrix) for matrix in matrices(rows, weight))
+    maps = [tensor_map(matrix) for matrix in matrices(rows, weight, blocks)]
     kernel = kernels.up if weight.gated else kernels.down
     with torch.cuda.device(out.device):
         grid = num_blocks(blocks, weight.shape[1], kernels.num_sms)
-        kernel.launch(grid, arguments_of((x, w, sf), weight, blocks, out, limit), early=True)
+        kernel.launch(grid, arguments_of(maps, weight, blocks, out, limit), early=True)
 
 
 def experts(x: Tensor, chosen: Chosen, weights: FoldedExperts, *, limit: float, shared: Tensor | None = None) -> Tensor:
@@ -132,9 +135,9 @@ def experts(x: Tensor, chosen: Chosen, weights: FoldedExperts, *, limit: float, 
     expect(chosen.weights.shape == (T, top) and chosen.weights.dtype is torch.float32, "weights are float32 [T, K]")
     if not T:
         return torch.empty_like(x)
-    blocks = permute(chosen.ids, E, PAIRS)
+    blocks = permute(chosen.ids, E, PAIRS, places=True)
     y = x.new_empty(len(blocks.order), two_m // 2)
-    launch(gather(x, blocks, weights=chosen.weights), weights.w13, blocks, y, limit)
+    launch(place(x, blocks, weights=chosen.weights), weights.w13, blocks, y, limit)
     rows = x.new_empty(T, top, C)
-    launch(gather(y, blocks), weights.w2, blocks, rows)
+    launch(place(y, blocks), weights.w2, blocks, rows)
     return combine(rows, chosen.ids, E, shared)
