@@ -13,8 +13,10 @@ from benches.kernels.harness import BF16_FLOPS, FP8_FLOPS, Call, Case, Peer
 from benches.kernels.moe_peers import Humming, missing_peers
 from torch import Tensor
 
-from dsv4.kernels.moe import reference
+from dsv4.kernels.cuda.choice import CUDA
+from dsv4.kernels.moe import choice, reference
 from dsv4.kernels.moe.experts import Chosen, experts
+from dsv4.kernels.moe.permute import MANY
 from dsv4.kernels.moe.quantise import to_fp8
 from dsv4.kernels.moe.route import route
 from dsv4.kernels.moe.shared import Shared, shared_expert
@@ -25,6 +27,9 @@ E, K, C, M, LIMIT = 256, 6, 4096, 2048, 10.0
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 8192)
 EXPERT_BYTES = 3 * C * M * 17 // 32
 TOLERANCE = {"w4a16": 3e-3, "w4a8": 6e-3, "w4a4": 2e-2}
+OF_128_CHANNELS = 1e-2
+"""W4A8 where the matrix units add 128 channels (CUDA C++) and not 32: they keep fewer bits than float32 has, so that
+more of SwiGLU's outputs round to another E4M3 value, which is 6 % away."""
 QUANTISED = {
     "w4a16": lambda x: x,
     "w4a8": lambda x: fake_fp8(x, 128),
@@ -72,9 +77,13 @@ class Bench:
 
     def __init__(self, at: Checkpoint, activations: str, peers: list[Humming]) -> None:
         self.at, self.activations, self.peers = at, activations, peers
-        self.weights = at.packed(activations)
+        packed = at.packed(activations)
+        self.weights = choice.prepared(packed, "the bench's layer") if activations == "w4a8" else packed
+        self.in_cuda = activations == "w4a8" and choice.choice(packed.w13.codes.device).name == CUDA
 
     def run(self, x: Tensor, chosen: Chosen) -> Tensor:
+        if self.activations == "w4a8":
+            return choice.experts(x, chosen, self.weights, limit=LIMIT)
         return experts(x, chosen, self.weights, self.activations, limit=LIMIT)  # type: ignore[arg-type]
 
     def want(self, x: Tensor, chosen: Chosen) -> Tensor:
@@ -94,7 +103,9 @@ class Bench:
             one = Chosen(chosen.ids[t : t + 1].contiguous(), chosen.weights[t : t + 1].contiguous())
             want = self.want(x[t : t + 1], one)
             error = float((out[t : t + 1].float() - want).norm() / want.norm())
-            assert error < TOLERANCE[self.activations], f"token {t} of {T}: error {error}"
+            assert error < (OF_128_CHANNELS if self.in_cuda else TOLERANCE[self.activations]), (
+                f"token {t} of {T}: error {error}"
+            )
             alone = self.run(x[t : t + 1].contiguous(), one)
             assert torch.equal(alone[0], out[t]), f"token {t} of {T} has other bits alone"
 
@@ -118,7 +129,7 @@ class Bench:
 
         return Case(
             op=f"moe_{self.activations}", shape={"E": E, "K": K, "T": T}, dtype="mxfp4", routing=routing, make=make,
-            launches={"w4a16": 4, "w4a8": 6, "w4a4": 5}[self.activations],
+            launches={"w4a16": 4, "w4a8": 6, "w4a4": 5}[self.activations] + (T * K > MANY),
             bytes=int(distinct * EXPERT_BYTES) + 4 * T * C, flops=6 * T * K * C * M,
             flops_per_s=FP8_FLOPS if self.activations == "w4a8" else BF16_FLOPS,
             check=lambda: self.check(T, routing),

@@ -113,7 +113,7 @@ BUILDS = {
     ),
     "place": Build(
         "dsv4.kernels.moe.place:_place",
-        (BF16, I32, F32, U8, F32, F32, "i32"),
+        (BF16, I32, F32, U8, BF16, F32, "i32"),
         {"C": 4096, "TOP": 6, "BLOCKS": 8, "TOKENS": True, "PDL": True},
         2,
     ),

@@ -5,7 +5,8 @@
 // a write after all reads, by way of barriers), products over bytes whose writer has not fenced them, stores into operands of a running product,
 // products without matrix_fence, descriptors off the swizzle's pattern, threads of a warp or group that disagree, wrong
 // arrival counts, copies over bytes that are in use or stored without a fence, boxes off the pattern, memory of the launch
-// before touched before it has ended, more registers than there are, and standstill (who waits for what is in the message).
+// before touched before it has ended, more registers than there are, a thread's end after it told another block something
+// that no meeting has ordered (that block may be gone when it arrives), and standstill (who waits for what is in the message).
 //
 // What it chooses, by `seed` and `eager`: the order of threads, with switches inside the code between barriers, and
 // whether a product runs when it is issued or when it is waited for; its registers hold NaN in between. Layouts of
@@ -124,6 +125,7 @@ struct Thread {
     u64 seen = 0;
     const char* reason = "";
     bool over = false, fenced = false, waited = false;
+    bool told = false;             // another block, since the last sync_cluster
     size_t issued = 0;             // products and commits
     std::vector<u32> unfenced;     // granules
     std::map<float*, Shadow> shadows;
@@ -585,6 +587,7 @@ inline void wait_products(u32 running) {
 
 inline void enter() {
     world.body(world.arguments);
+    if (world.self->told) fail("the block may end before what this thread told another one has arrived");
     world.self->over = true;
     for (;;) leave();
 }
@@ -857,6 +860,7 @@ inline u32 cluster_rank() { return world.self->block->rank; }
 inline void sync_cluster() {
     emulation::Cluster& cluster = *world.self->block->cluster;
     emulation::meet(cluster.meeting, u32(cluster.blocks.size()) * world.launch->threads, "sync_cluster");
+    world.self->told = false;
 }
 inline void meet_cluster() {       // nothing is told: clocks stay as they were
     emulation::Meeting& m = world.self->block->cluster->meeting;
@@ -876,6 +880,7 @@ inline void store_remote(u32 at, Words w, u32 barrier) {
     emulation::Block& block = emulation::block_of(at);
     if (&emulation::block_of(barrier) != &block) emulation::fail("a remote store and its barrier are in two blocks");
     emulation::write_shared(block, at, &w, 16);
+    world.self->told |= &block != world.self->block;
     emulation::Barrier& b = emulation::barrier_at(block, barrier);
     b.bytes -= 16;
     emulation::tell(b.coming);
@@ -890,6 +895,7 @@ inline void wait_for_remote(u32 at, u32 parity) { wait(at, parity); }
 inline void arrive_remote(u32 at) {
     emulation::perhaps_switch();
     emulation::Block& block = emulation::block_of(at);
+    world.self->told |= &block != world.self->block;
     emulation::arrive_at(emulation::barrier_at(block, at));
 }
 

@@ -1,4 +1,4 @@
-"""Which kernel serves sparse attention and FP8 products, and that it is told."""
+"""Which kernel serves sparse attention, FP8 products and routed experts, and that it is told."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from dsv4.kernels.attention import hopper as attention_kernels
 from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice, named
 from dsv4.kernels.linear import choice as linear
 from dsv4.kernels.linear import hopper as linear_kernels
+from dsv4.kernels.moe import choice as moe
+from dsv4.kernels.moe import hopper as moe_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-OPS = {"sparse attention": (attention, attention_kernels), "FP8 products": (linear, linear_kernels)}
+OPS = {
+    "sparse attention": (attention, attention_kernels),
+    "FP8 products": (linear, linear_kernels),
+    "routed experts": (moe, moe_kernels),
+}
 
 
 @pytest.fixture(params=OPS)
@@ -45,7 +51,7 @@ def fails(_: torch.device) -> None:
     raise Violation("NVRTC 1.0 on a source: no")
 
 
-def test_the_preferred_one_serves_hopper_if_it_compiles(
+def test_cuda_serves_hopper_unasked_if_it_compiles(
     op: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))

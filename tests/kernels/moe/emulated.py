@@ -49,10 +49,9 @@ def there(blocks: Blocks) -> Tensor:
 
 def in_places(x: Tensor, *, back: bool = False) -> Tensor:
     """Numbers [.., places] in the order of `Placed.scales`, written a second time; or back."""
-    together = torch.arange(16).view(2, 4, 2).transpose(0, 1).reshape(4, 4)
-    lines = [torch.cat([together[q ^ line] + 16 * piece for piece in (0, 1) for q in range(4)]) for line in range(4)]
-    block = torch.cat([places + 32 * line for line, places in enumerate(lines)])
-    from_place = torch.cat([block + first for first in range(0, x.shape[-1], PAIRS)])
+    columns = [[8 * k + 2 * q + j for k in range(4) for j in range(2)] for q in range(4)]
+    order = torch.tensor(columns).flatten()
+    from_place = torch.cat([order + first for first in range(0, x.shape[-1], 32)])
     return x[..., from_place.argsort() if back else from_place].contiguous()
 
 
@@ -63,7 +62,7 @@ def placed(blocks: Blocks, K: int, weights: Tensor | None = None) -> Placed:
     values[empty] = NAN_BYTE
     scales = torch.randint(-6, 7, (K // 128, places)).float().exp2()
     scales[:, empty] = torch.nan
-    return Placed(values, in_places(scales), weights)
+    return Placed(values, in_places(scales.bfloat16()), weights)
 
 
 def run(
@@ -83,8 +82,8 @@ def run(
     maps = (
         tensor_map(rows.values, hopper.BOX_PAIRS),
         tensor_map(weight.tiles.view(-1, 128), hopper.BOX_TILE),
-        tensor_map(rows.scales.view(torch.uint8).view(-1, 128), hopper.BOX_NUMBERS),
-        tensor_map(last.view(torch.uint8).view(-1, 128), hopper.BOX_NUMBERS),
+        tensor_map(rows.scales.view(torch.uint8).view(-1, 128), hopper.BOX_SCALES),
+        tensor_map(last.view(torch.uint8).view(-1, 128), hopper.BOX_LAST),
     )
     arguments = hopper.arguments_of(maps, weight, blocks, out, limit)
     num_blocks = min(grid, hopper.num_blocks(blocks, weight.shape[1], 132))
@@ -109,7 +108,7 @@ def products(rows: Placed, dense: Tensor, blocks: Blocks) -> Tensor:
     weight changes no bit of them.
     """
     places, K = rows.values.shape
-    values, scales = rows.values.view(torch.float8_e4m3fn).float(), in_places(rows.scales, back=True)
+    values, scales = rows.values.view(torch.float8_e4m3fn).float(), in_places(rows.scales.float(), back=True)
     out = torch.full((places, dense.shape[1]), torch.nan)
     for block, e in enumerate(blocks.expert.tolist()):
         if e < 0:

@@ -1,4 +1,4 @@
-"""Who serves a layer's experts: Triton unless CUDA C++ is asked for and the layer folds."""
+"""Who serves a layer's experts: CUDA C++ on Hopper if the layer folds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "choice", lambda _: Choice(CUDA, "the test asks for it"))
 
 
-def test_triton_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_serves_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(choice.VARIABLE, raising=False)
     choice.choice.cache_clear()
     weights = pack(cases.make_checkpoint(CPU))
@@ -46,7 +46,7 @@ def test_what_cannot_serve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_cuda")
 def test_a_layer_that_does_not_fold_stays_with_triton(caplog: pytest.LogCaptureFixture) -> None:
-    at = cases.make_checkpoint(CPU)
+    at = cases.make_checkpoint(CPU, hidden=512, width=256)
     at.w2_scale[3, 7, 0] = 90
     weights = pack(at)
     with caplog.at_level(logging.WARNING):
@@ -58,11 +58,11 @@ def test_a_layer_that_does_not_fold_stays_with_triton(caplog: pytest.LogCaptureF
 @pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
 def test_each_form_of_weights_has_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "launch", functools.partial(run, library(hopper.SOURCE)))
-    weights = pack(cases.make_checkpoint(CPU))
+    weights = pack(cases.make_checkpoint(CPU, hidden=512, width=256))
     folded = choice.prepared(weights, "layer")
     assert isinstance(folded, FoldedExperts)
-    x, chosen = cases.make_x(2, CPU), triton.Chosen(*cases.make_choice(2, CPU))
-    shared = cases.make_x(2, CPU)
+    x, chosen = cases.make_x(2, CPU, 512), triton.Chosen(*cases.make_choice(2, CPU))
+    shared = cases.make_x(2, CPU, 512)
     by_triton = triton.experts(x, chosen, weights, "w4a8", limit=cases.LIMIT, shared=shared)
     assert_bits(choice.experts(x, chosen, weights, limit=cases.LIMIT, shared=shared), by_triton)
     by_cuda = hopper.experts(x, chosen, folded, limit=cases.LIMIT, shared=shared)

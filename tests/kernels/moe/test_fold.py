@@ -43,20 +43,20 @@ def unfolded(matrix: Folded) -> Tensor:
 
 def checkpoint_with(scales: Tensor) -> cases.Checkpoint:
     """Experts whose w2 has these scales, int [128 / 32], and the first of them in the other blocks."""
-    at = cases.make_checkpoint(torch.device("cpu"))
+    at = cases.make_checkpoint(torch.device("cpu"), hidden=512, width=256)
     at.w2_scale[:] = scales[0]
     at.w2_scale[..., : len(scales)] = scales.to(torch.uint8)
     return at
 
 
 def test_folding_is_exact() -> None:
-    at = cases.make_checkpoint(torch.device("cpu"))
+    at = cases.make_checkpoint(torch.device("cpu"), hidden=512, width=256)
     at.w1_scale[:] = torch.randint(100, 101 + SPREAD, at.w1_scale.shape)
     packed = pack(at)
     got = unfolded(fold(packed.w13, gated=True))
     for e in range(cases.E):
-        bands = torch.stack((at.dense(e, "w1").view(-1, 32, cases.C), at.dense(e, "w3").view(-1, 32, cases.C)), 1)
-        assert torch.equal(got[e], bands.reshape(-1, cases.C))
+        bands = torch.stack((at.dense(e, "w1").view(-1, 32, 512), at.dense(e, "w3").view(-1, 32, 512)), 1)
+        assert torch.equal(got[e], bands.reshape(-1, 512))
     down = unfolded(fold(packed.w2, gated=False))
     assert torch.equal(down, torch.stack([at.dense(e, "w2") for e in range(cases.E)]))
 
@@ -84,8 +84,7 @@ def test_a_block_of_zeros_has_no_say() -> None:
     assert torch.equal(got, torch.stack([at.dense(e, "w2") for e in range(cases.E)]))
 
 
-@pytest.mark.parametrize(("hidden", "width"), [(128, 256), (256, 128)])
-def test_rows_come_in_pairs_of_tiles_and_channels_in_pairs_of_stages(hidden: int, width: int) -> None:
-    at = cases.make_checkpoint(torch.device("cpu"), hidden=hidden, width=width)
-    with pytest.raises(Violation, match=f"{hidden} x {width}"):
+def test_rows_come_in_pairs_of_tiles() -> None:
+    at = cases.make_checkpoint(torch.device("cpu"), hidden=256)
+    with pytest.raises(Violation, match="256 x 128"):
         fold(pack(at).w2, gated=False)

@@ -11,7 +11,7 @@ import functools
 import torch
 
 from dsv4.kernels.attention import hopper
-from dsv4.kernels.cuda.choice import CUDA, Choice, decided
+from dsv4.kernels.cuda.choice import Choice, decided
 
 VARIABLE = "DSV4_SPARSE_DECODE"
 
@@ -19,4 +19,4 @@ VARIABLE = "DSV4_SPARSE_DECODE"
 @functools.cache
 def choice(device: torch.device) -> Choice:
     """Decided at the first call for a device. Raises Violation if what is asked for cannot serve."""
-    return decided("sparse attention", VARIABLE, device, hopper.kernels_on, preferred=CUDA)
+    return decided("sparse attention", VARIABLE, device, hopper.kernels_on)

@@ -1,8 +1,8 @@
-"""Which implementation serves an op on a device: Triton, or CUDA C++ on Hopper.
+"""Which implementation serves an op on a device: CUDA C++ on Hopper, else Triton.
 
-An environment variable asks for one, which serves or fails. Where nothing is asked, the op says which it prefers; CUDA
-C++ needs a Hopper GPU and a compiler, and Triton serves where there is none. Nothing falls back later: an op decides
-once per device, the choice is logged with its reason, and told in the startup report.
+An environment variable asks for one, which serves or fails. Where nothing is asked, CUDA C++ serves if there are a
+Hopper GPU and a compiler, and Triton otherwise. Nothing falls back later: an op decides once per device, the choice is
+logged with its reason, and told in the startup report.
 """
 
 from __future__ import annotations
@@ -30,15 +30,8 @@ class Choice:
     why: str
 
 
-def decided(
-    op: str,
-    variable: str,
-    device: torch.device,
-    kernels_on: Callable[[torch.device], object],
-    *,
-    preferred: str = TRITON,
-) -> Choice:
-    """Asks the environment, then what is preferred; `kernels_on` compiles for a device.
+def decided(op: str, variable: str, device: torch.device, kernels_on: Callable[[torch.device], object]) -> Choice:
+    """Asks the environment first; `kernels_on` compiles for a device.
 
     Raises Violation if what is asked for cannot serve.
     """
@@ -50,19 +43,19 @@ def decided(
     elif asked == TRITON:
         made = Choice(TRITON, f"{variable} asks for it")
     else:
-        made = _unasked(device, kernels_on, preferred)
+        made = _unasked(device, kernels_on)
     _log.info("%s on %s: %s serves (%s)", op, device, made.name, made.why)
     return made
 
 
-def _unasked(device: torch.device, kernels_on: Callable[[torch.device], object], preferred: str) -> Choice:
-    if preferred == CUDA and device.type == "cuda":
-        try:
-            _compile_on_hopper(device, kernels_on)
-        except Violation as reason:
-            return Choice(TRITON, str(reason))
-        return Choice(CUDA, "the default on Hopper")
-    return Choice(TRITON, "the default")
+def _unasked(device: torch.device, kernels_on: Callable[[torch.device], object]) -> Choice:
+    if device.type != "cuda":
+        return Choice(TRITON, "the default")
+    try:
+        _compile_on_hopper(device, kernels_on)
+    except Violation as reason:
+        return Choice(TRITON, str(reason))
+    return Choice(CUDA, "the default on Hopper")
 
 
 def _compile_on_hopper(device: torch.device, kernels_on: Callable[[torch.device], object]) -> None:

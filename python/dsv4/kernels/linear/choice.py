@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from dsv4.kernels.cuda.choice import CUDA, Choice, decided
+from dsv4.kernels.cuda.choice import Choice, decided
 from dsv4.kernels.linear import hopper
 
 VARIABLE = "DSV4_FP8_LINEAR"
@@ -21,4 +21,4 @@ FEW = 16
 @functools.cache
 def choice(device: torch.device) -> Choice:
     """Decided at the first call for a device. Raises Violation if what is asked for cannot serve."""
-    return decided("FP8 products", VARIABLE, device, hopper.kernels_on, preferred=CUDA)
+    return decided("FP8 products", VARIABLE, device, hopper.kernels_on)

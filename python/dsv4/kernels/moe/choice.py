@@ -1,4 +1,4 @@
-"""Which implementation serves W4A8 experts on a device: Triton, or CUDA C++ where DSV4_EXPERTS=cuda asks.
+"""Which implementation serves W4A8 experts on a device: CUDA C++ on Hopper, else Triton. DSV4_EXPERTS names one.
 
 The bits of the two differ (hopper.py says how), so one of them serves a layer in all steps, whatever their size. A
 layer whose scales do not fold (fold.py) stays with Triton; that depends on its weights alone.

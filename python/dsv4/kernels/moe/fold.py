@@ -26,9 +26,7 @@ from dsv4.kernels.moe.weights import GROUP, Matrix
 SPREAD = 11  # powers of two between the scales of a row
 TOP = 6  # exponent of the block with the largest scale
 TILE_BYTES = 8704  # of 128 rows and 128 channels
-NEED = (
-    2 * GROUP
-)  # rows come in multiples of this: two blocks of a cluster do a tile each; channels: two stages at a time
+ROWS = 512  # come in multiples of this: two blocks of a cluster do 256 each
 
 
 class Folded(NamedTuple):
@@ -48,7 +46,7 @@ class Folded(NamedTuple):
 def fold(matrix: Matrix, *, gated: bool) -> Folded:
     """Folds `fp8` matrices, expert after expert. Raises Violation if a row's scales are too far apart or NaN."""
     E, N, K = matrix.shape
-    expect(matrix.operand == "fp8" and N % NEED == K % NEED == 0, f"{matrix.operand} matrices of {N} x {K}")
+    expect(matrix.operand == "fp8" and N % ROWS == K % GROUP == 0, f"{matrix.operand} matrices of {N} x {K}")
     device = matrix.codes.device
     tiles = torch.empty(E, N // GROUP, K // GROUP, TILE_BYTES, dtype=torch.uint8, device=device)
     scale = torch.empty(E, N, device=device)

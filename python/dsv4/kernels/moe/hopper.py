@@ -1,6 +1,6 @@
 """Routed experts as W4A8 on Hopper for many tokens: the launches of grouped_fp8.cu and what lies between them.
 
-    ids [T, K]  -- permute -->  blocks of 128 pairs of one expert each
+    ids [T, K]  -- permute -->  blocks of 64 pairs of one expert each
     x, blocks   -- place   -->  E4M3 rows in their places, routing weights
     rows        -- up      -->  y [places, m]            (SwiGLU and routing weight)
     y           -- place   -->  E4M3 rows
@@ -34,11 +34,17 @@ from dsv4.kernels.moe.place import PAIRS, Placed, place
 from dsv4.kernels.moe.weights import GROUP, Experts
 
 SOURCE = Path(__file__).with_name("grouped_fp8.cu")
-THREADS = 384
+THREADS = 640
 CLUSTER = 2  # blocks of one, as the source says
-SHARED_BYTES = 221_312
+TILE_ROWS = 256
+SHARED_BYTES = 229_504
 """The source's BYTES."""
-BOX_PAIRS, BOX_TILE, BOX_NUMBERS = 64, TILE_BYTES // 128, 4  # rows of 128 bytes of what is copied
+BOX_PAIRS, BOX_TILE, BOX_SCALES, BOX_LAST = (
+    PAIRS // 2,
+    TILE_BYTES // 128,
+    PAIRS // 64,
+    PAIRS // 32,
+)  # rows of 128 bytes of what is copied
 
 
 class FoldedExperts(NamedTuple):
@@ -99,8 +105,8 @@ def matrices(rows: Placed, weight: Folded, blocks: Blocks) -> tuple[Matrix, Matr
     return (
         Matrix(rows.values.data_ptr(), places, K, BOX_PAIRS),
         Matrix(weight.tiles.data_ptr(), weight.tiles.numel() // 128, 128, BOX_TILE),
-        Matrix(rows.scales.data_ptr(), rows.scales.numel() // 32, 128, BOX_NUMBERS),
-        Matrix(last.data_ptr(), places // 32, 128, BOX_NUMBERS),
+        Matrix(rows.scales.data_ptr(), rows.scales.numel() // 64, 128, BOX_SCALES),
+        Matrix(last.data_ptr(), places // 32, 128, BOX_LAST),
     )
 
 
@@ -113,7 +119,7 @@ def arguments_of(maps: Sequence[TensorMap], weight: Folded, blocks: Blocks, out:
 
 def num_blocks(blocks: Blocks, N: int, num_sms: int) -> int:
     """Thread blocks of a launch: pairs of them, no more than run at once."""
-    return min(len(blocks.expert) * N // GROUP, num_sms // CLUSTER * CLUSTER)
+    return min(len(blocks.expert) * N // TILE_ROWS, num_sms // CLUSTER * CLUSTER)
 
 
 def launch(rows: Placed, weight: Folded, blocks: Blocks, out: Tensor, limit: float = 0.0) -> None:

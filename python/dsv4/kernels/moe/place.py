@@ -13,18 +13,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dsv4.kernels.contract import expect
-from dsv4.kernels.convert import power_of_two
+from dsv4.kernels.convert import power_of_two, to_bf16
 from dsv4.kernels.moe.permute import Blocks
 from dsv4.kernels.moe.quantise import FP8_BLOCK, amax, e4m3_codes, fp8_scale
 
-PAIRS = 128  # of a block
+PAIRS = 64  # of a block
 
 
 class Placed(NamedTuple):
-    """values uint8 [places, C], E4M3; scales float32 [C / 128, places]; weights float32 [places], of tokens' rows.
+    """values uint8 [places, C], E4M3; scales bf16 [C / 128, places]; weights float32 [places], of tokens' rows.
 
-    Of 16 places of a row of `scales`, 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q lie together (a thread's columns of two pieces
-    of a product), in the order that a copy's swizzle undoes. What belongs to no pair stays as it was.
+    Of 32 places of a row of `scales`, 8 k + 2 q and 8 k + 2 q + 1 lie together for all k: a thread's columns. What
+    belongs to no pair stays as it was.
     """
 
     values: Tensor
@@ -52,12 +52,13 @@ def _place(
     columns = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     x = tl.load(x_ptr + source * C + columns, mask=live[:, None], other=0.0).to(tl.float32)
     byte = fp8_scale(amax(x, 1))
-    codes, scale = e4m3_codes(x, byte[:, None]), power_of_two(byte)
+    codes = e4m3_codes(x, byte[:, None])
+    scale = to_bf16(power_of_two(byte))
     for j in tl.static_range(TOP):
         place = tl.load(places_ptr + row * TOP + j)
         here = block < tl.where(place >= 0, C // 128, 0)
         tl.store(values_ptr + place.to(tl.int64) * C + columns, codes, mask=here[:, None])
-        at = place // 16 * 16 + (place % 8 // 2 ^ place // 32 % 4) * 4 + place % 16 // 8 * 2 + place % 2
+        at = place // 32 * 32 + place % 8 // 2 * 8 + place % 32 // 8 * 2 + place % 2
         tl.store(scales_ptr + block.to(tl.int64) * places + at, scale, mask=here)
         if TOKENS and tl.program_id(1) == 0:
             tl.store(to_weights_ptr + place, tl.load(weights_ptr + row * TOP + j), mask=place >= 0)
@@ -68,7 +69,7 @@ def place(x: Tensor, blocks: Blocks, *, weights: Tensor | None = None) -> Placed
 
     x        bf16: with weights [T, C], a row per token, quantised once for all of its pairs; without [places, C], a row
              per place, of which those of pairs are read
-    blocks   of 128 pairs, with their places
+    blocks   of 64 pairs, with their places
     weights  float32 [T, K], of the pairs
     cost     2 C bytes per row, C per pair
     """
@@ -76,7 +77,7 @@ def place(x: Tensor, blocks: Blocks, *, weights: Tensor | None = None) -> Placed
     expect(x.dtype is torch.bfloat16 and x.is_contiguous() and C % FP8_BLOCK == 0, f"x is {x.dtype} {tuple(x.shape)}")
     expect(blocks.size == PAIRS and of_pairs is not None, f"blocks of {blocks.size} pairs")
     values = torch.empty(places, C, dtype=torch.uint8, device=x.device)
-    scales = torch.empty(C // FP8_BLOCK, places, device=x.device)
+    scales = torch.empty(C // FP8_BLOCK, places, dtype=torch.bfloat16, device=x.device)
     to_weights = None if weights is None else torch.empty(places, device=x.device)
     rows, top = (of_pairs.numel(), 1) if weights is None else weights.shape  # type: ignore[union-attr]
     pdl, given = x.is_cuda, (scales, scales) if weights is None else (weights, to_weights)
