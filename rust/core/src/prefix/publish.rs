@@ -8,7 +8,7 @@ use super::trie::NodeId;
 use crate::block::{Block, Shared};
 use crate::error::Violation;
 use crate::geometry::Geometry;
-use crate::ids::RequestId;
+use crate::ids::{RequestId, StepId};
 use crate::planted::{self, Bug};
 use crate::table::Tables;
 use crate::tokens::Tokens;
@@ -34,6 +34,9 @@ pub(crate) struct Left {
     pub(crate) saves: Vec<Save>,
     /// Where its latest checkpoint of a decode is, if it is still there.
     pub(crate) rolling: Option<NodeId>,
+    /// Window blocks that it slid past, by the step that was the newest then: no more than two
+    /// steps are in flight, so those of two are not free again.
+    pub(crate) slid: [(StepId, usize); 2],
 }
 
 /// A running request, as far as the cache is concerned.
