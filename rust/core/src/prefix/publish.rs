@@ -104,7 +104,7 @@ impl Prefix {
         let Some(block) = full.share_at(index)? else { return Ok(None) };
         let node = self.trie.insert(&wanted, block.keep()?);
         if node.is_some() && parent.is_none() {
-            *self.first_blocks.entry(Key::root("").then(wanted.tokens)).or_default() += 1;
+            *self.first_blocks.entry(Self::first_key(wanted.tokens)).or_default() += 1;
         }
         Ok(node)
     }
@@ -148,8 +148,7 @@ impl Prefix {
     }
 
     /// A first block is gone.
-    pub(crate) fn forget_first(&mut self, tokens: &[i32]) {
-        let key = Key::root("").then(tokens);
+    pub(crate) fn forget_first(&mut self, key: Key) {
         if let Some(count) = self.first_blocks.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
