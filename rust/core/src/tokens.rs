@@ -13,12 +13,10 @@ pub(crate) struct Tokens {
     recent: [i32; MOST_RECENT],
     /// Here as well, so that nobody goes to the list for it.
     last: i32,
-    /// In 8 bytes, as most steps do not look at it.
-    #[expect(clippy::box_collection, reason = "what a step looks at is to be small")]
-    list: Box<Vec<i32>>,
+    list: Vec<i32>,
 }
 
-const MOST_RECENT: usize = 14;
+const MOST_RECENT: usize = 11;
 
 impl Tokens {
     pub(crate) fn new(prompt: Vec<i32>) -> Self {
@@ -27,7 +25,7 @@ impl Tokens {
             num_recent: 0,
             recent: [0; MOST_RECENT],
             last: prompt.last().copied().unwrap_or_default(),
-            list: Box::new(prompt),
+            list: prompt,
         };
         tokens.gather();
         tokens
