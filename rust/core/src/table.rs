@@ -334,6 +334,14 @@ impl BlockTable {
         Ok(())
     }
 
+    /// Reads what sliding and naming the row to a step read, to have it in the cache by then: many
+    /// tables that are looked at one after the other wait for their lines together.
+    pub(crate) fn look_ahead(&self, state: &State) {
+        let Rest { entitled, closed, row, .. } = &*self.rest;
+        let first = closed.get(0).map_or(0, |block| state.look_at(block.id()));
+        std::hint::black_box(first + entitled + row.all().len());
+    }
+
     /// Blocks wholly before `position`.
     pub(crate) fn holes_before(&self, position: usize) -> usize {
         let early = if planted::is(Bug::SlideEarly) { self.block_tokens() - 1 } else { 0 };
