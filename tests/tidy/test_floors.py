@@ -41,7 +41,7 @@ CONFINED = {  # a foreign package -> the only packages of ours that may name it
 
 RUST_FLOORS = (  # lowest first
     {"planted"},  # switches for tests: any module may ask
-    {"ids", "tokens"},
+    {"ids", "short", "tokens"},
     {"error"},
     {"geometry", "limits", "validate"},
     {"recipe", "transfer"},

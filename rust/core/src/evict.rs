@@ -46,7 +46,8 @@ impl Prefix {
         self.num_evicted_blocks += 1;
         let Some(gone) = self.trie.remove_leaf(node) else { return true };
         if gone.is_first() {
-            self.forget_first(gone.tokens());
+            let key = Self::first_key(self.trie.text(node));
+            self.forget_first(key);
         }
         self.remember(gone.key());
         true

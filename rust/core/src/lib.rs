@@ -25,6 +25,7 @@
 pub mod error;
 pub mod ids;
 mod planted;
+mod short;
 mod tokens;
 
 pub mod geometry;

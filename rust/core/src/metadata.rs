@@ -26,7 +26,7 @@
 //! ```
 
 use crate::geometry::{C4, C128, Geometry};
-use crate::ids::{BlockId, int};
+use crate::ids::{BlockId, int, narrow};
 use crate::limits::Limits;
 use crate::planted::{self, Bug};
 use crate::table::Tables;
@@ -248,6 +248,8 @@ struct Written {
     digest: u64,
     /// Of each row, the editions of the full and the window table; 0: zeros.
     editions: Vec<[u64; 2]>,
+    /// And how many ids they have, so that nobody reads the memory to find out.
+    lengths: Vec<[u32; 2]>,
 }
 
 impl Memories {
@@ -257,7 +259,8 @@ impl Memories {
         if found.is_none() {
             self.0.truncate(MOST_KNOWN - 1);
             let editions = vec![[0; 2]; layout.max_num_requests];
-            self.0.insert(0, Written { digest: layout.hash, editions });
+            let lengths = vec![[0; 2]; layout.max_num_requests];
+            self.0.insert(0, Written { digest: layout.hash, editions, lengths });
         }
         (&mut self.0[found.unwrap_or(0)], found.is_some())
     }
@@ -266,10 +269,11 @@ impl Memories {
 impl Written {
     /// These ids were written to a row of the full (0) or the window (1) table.
     fn note(&mut self, row: usize, table: usize, ids: &[i32]) {
-        let place = (2 * row + table) as u64;
+        let (place, num_ids) = ((2 * row + table) as u64, ids.len());
         let ids = ids.iter().map(|id| u64::from(id.unsigned_abs()));
         self.digest = ids.fold(mixed(self.digest, place), mixed);
         self.digest = mixed(self.digest, u64::MAX);
+        self.lengths[row][table] = narrow(num_ids);
     }
 }
 
@@ -383,13 +387,14 @@ impl StepArrays<'_> {
         let editions = [tables.full.edition(), tables.swa.edition()];
         let before = std::mem::replace(&mut self.written.editions[row], editions);
         let targets = [
-            (&mut *self.block_table_full, self.full_columns, tables.full.row()),
-            (&mut *self.block_table_swa, self.swa_columns, tables.swa.row()),
+            (&mut *self.block_table_full, self.full_columns, &tables.full),
+            (&mut *self.block_table_swa, self.swa_columns, &tables.swa),
         ];
-        for (table, (array, columns, ids)) in targets.into_iter().enumerate() {
+        for (table, (array, columns, blocks)) in targets.into_iter().enumerate() {
             if before[table] != editions[table] {
-                copy_row(&mut array[row * columns..][..columns], ids);
-                self.written.note(row, table, ids);
+                let num_before = self.written.lengths[row][table] as usize;
+                copy_row(&mut array[row * columns..][..columns], num_before, blocks.row());
+                self.written.note(row, table, blocks.row());
             }
         }
         self.digest.copy_from_slice(&words(self.written.digest));
@@ -483,11 +488,11 @@ fn count_up(places: &mut [i32], first: i32) {
     }
 }
 
-/// The ids of a table, then zeros instead of what is left of a longer one.
-fn copy_row(row: &mut [i32], ids: &[i32]) {
+/// The ids of a table, then zeros instead of what is left of one that had `num_before`.
+fn copy_row(row: &mut [i32], num_before: usize, ids: &[i32]) {
     let (used, rest) = row.split_at_mut(ids.len());
     used.copy_from_slice(ids);
-    let num_stale = rest.iter().take_while(|&&id| id != 0).count();
+    let num_stale = num_before.saturating_sub(ids.len());
     let num_stale = if planted::is(Bug::RowNotCleared) { 0 } else { num_stale };
     rest[..num_stale].fill(0);
 }

@@ -147,16 +147,12 @@ pub(crate) struct Active {
     pub(crate) last_step: StepId,
     pub(crate) tables: Tables,
     pub(crate) reuse: Reuse,
-    /// Window blocks that it slid past, by the step that was the newest then: no more than two
-    /// steps are in flight, so those of two are not free again.
-    slid: [(StepId, usize); 2],
 }
 
 impl Active {
     fn new(planned: usize, request: Request, tables: Tables, reuse: Reuse) -> Self {
-        let (last_step, slid) = (StepId(0), [(StepId(0), 0); 2]);
-        let planned = narrow(planned);
-        let mut active = Self { planned, covered: 0, request, last_step, reuse, tables, slid };
+        let (planned, last_step) = (narrow(planned), StepId(0));
+        let mut active = Self { planned, covered: 0, request, last_step, reuse, tables };
         active.measure();
         active
     }
@@ -197,7 +193,7 @@ impl Active {
 
     /// Its window blocks that are on their way back.
     pub(crate) fn num_retired(&self, done: StepId) -> usize {
-        self.slid.iter().filter(|(step, _)| *step > done).map(|(_, count)| count).sum()
+        self.reuse.left.slid.iter().filter(|(step, _)| *step > done).map(|(_, count)| count).sum()
     }
 
     /// The window begins at `position` from now on. `newest`: the newest step that was planned.
@@ -220,9 +216,10 @@ impl Active {
         if count == 0 {
             return;
         }
-        match self.slid.iter_mut().find(|(step, _)| *step == newest) {
+        let slid = &mut self.reuse.left.slid;
+        match slid.iter_mut().find(|(step, _)| *step == newest) {
             Some((_, sum)) => *sum += count,
-            None => self.slid = [self.slid[1], (newest, count)],
+            None => *slid = [slid[1], (newest, count)],
         }
     }
 

@@ -13,13 +13,12 @@
 //! promised and the table does not hold is reserved in the pool: `reserved` of the pool is the sum
 //! over its tables of `entitled - held`, where positive.
 
-use std::collections::VecDeque;
-
 use crate::block::{Block, Incoming, Open, Sealed, Shared};
 use crate::error::Violation;
 use crate::ids::{BlockId, RequestId, int, narrow};
 use crate::planted::{self, Bug};
 use crate::pool::{Pool, SlotState, State};
+use crate::short::{Ids, Short};
 use crate::transfer::ids::{Ticket, WriterKey};
 use crate::transfer::message::Target;
 
@@ -79,22 +78,25 @@ pub struct BlockTable {
     edition: u64,
 }
 
-/// What changes once in a block at most.
+/// What changes once in a block at most. Of a window that slides, all lies in these three lines.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Rest {
     pool: Pool,
     owner: RequestId,
     /// Blocks promised at admission.
     entitled: usize,
-    closed: VecDeque<Closed>,
+    closed: Short<Closed, 3>,
     /// Between the closed and the open ones; while there are any, no step names the table. Behind
     /// a pointer, as few tables ever have some.
     incoming: Option<Box<[Block<Incoming>]>>,
     /// All but the newest.
-    open: VecDeque<Block<Open>>,
+    open: Short<Block<Open>, 0>,
     /// The ids in order, ready to be copied into a step.
-    row: Vec<i32>,
+    row: Ids<3>,
 }
+
+const _: () = assert!(size_of::<Rest>() == 3 * 64);
 
 impl BlockTable {
     /// A table that begins with blocks of the cache, if there are any, the first of them at index
@@ -106,14 +108,14 @@ impl BlockTable {
         entitled: usize,
         (first, shared): (usize, Vec<Block<Shared>>),
     ) -> Self {
-        let row: Vec<i32> = shared.iter().map(|block| int(block.id().get() as usize)).collect();
+        let row = Ids::new(shared.iter().map(|block| int(block.id().get() as usize)));
         {
             let mut state = pool.state();
             state.counts_mut().entitled += entitled;
-            state.counts_mut().reserved += entitled.saturating_sub(row.len());
+            state.counts_mut().reserved += entitled.saturating_sub(row.all().len());
         }
         let closed = shared.into_iter().map(Closed::Shared).collect();
-        let (pool, open) = (pool.share(), VecDeque::new());
+        let (pool, open) = (pool.share(), Short::new());
         let rest = Box::new(Rest { pool, owner, entitled, closed, incoming: None, open, row });
         let (block_tokens, first) = (narrow(block_tokens), narrow(first));
         let (end, next_full, edition) = (0, 0, 0);
@@ -131,7 +133,7 @@ impl BlockTable {
     /// `end` and `next_full`, from the blocks.
     fn bounds(&self) -> (u32, u32) {
         let Rest { row, closed, .. } = &*self.rest;
-        let [end, next_full] = [row.len(), closed.len() + 1]
+        let [end, next_full] = [row.all().len(), closed.len() + 1]
             .map(|num_blocks| (self.first + narrow(num_blocks)) * self.block_tokens);
         (end, next_full)
     }
@@ -148,7 +150,7 @@ impl BlockTable {
 
     /// Block ids from the first that is no hole.
     pub fn row(&self) -> &[i32] {
-        &self.rest.row
+        self.rest.row.all()
     }
 
     /// Which row this is; never 0.
@@ -172,7 +174,7 @@ impl BlockTable {
             return (int(block.id().get() as usize), inside);
         }
         let place = position / self.block_tokens() - self.first();
-        (self.rest.row[place], position % self.block_tokens())
+        (self.row()[place], position % self.block_tokens())
     }
 
     /// The place of a position in the last block, if it is there. What a decoding request writes
@@ -189,7 +191,7 @@ impl BlockTable {
 
     /// Promised and not held.
     fn remainder(&self) -> usize {
-        self.rest.entitled.saturating_sub(self.rest.row.len())
+        self.rest.entitled.saturating_sub(self.row().len())
     }
 
     /// Blocks that can be taken now without touching what is promised to others.
@@ -238,13 +240,17 @@ impl BlockTable {
             let Some((id, generation)) = state.take(*owner) else { return false };
             state.counts_mut().reserved -= usize::from(place < num_promised);
             row.push(int(id.get() as usize - usize::from(planted::is(Bug::NeighbourBlock))));
-            open.extend(self.newest.replace(Block::taken(pool.share(), id, generation)));
+            if let Some(block) = self.newest.replace(Block::taken(pool.share(), id, generation)) {
+                open.push_back(block);
+            }
         }
         true
     }
 
     fn push_open(&mut self, block: Block<Open>) {
-        self.rest.open.extend(self.newest.replace(block));
+        if let Some(before) = self.newest.replace(block) {
+            self.rest.open.push_back(before);
+        }
     }
 
     /// The first of the open blocks.
@@ -266,7 +272,7 @@ impl BlockTable {
     /// if that is refused.
     pub(crate) fn disclose(&mut self, writers: &[WriterKey]) -> Result<(), Violation> {
         let disclose = |block: Block<Open>| block.disclose(writers).map_err(|r| r.violation);
-        let open = std::mem::take(&mut self.rest.open).into_iter().chain(self.newest.take());
+        let open = self.rest.open.take().chain(self.newest.take());
         let incoming: Result<_, _> = open.map(disclose).collect();
         self.rest.incoming = Some(incoming?);
         Ok(())
@@ -328,6 +334,14 @@ impl BlockTable {
         Ok(())
     }
 
+    /// Reads what sliding and naming the row to a step read, to have it in the cache by then: many
+    /// tables that are looked at one after the other wait for their lines together.
+    pub(crate) fn look_ahead(&self, state: &State) {
+        let Rest { entitled, closed, row, .. } = &*self.rest;
+        let first = closed.get(0).map_or(0, |block| state.look_at(block.id()));
+        std::hint::black_box(first + entitled + row.all().len());
+    }
+
     /// Blocks wholly before `position`.
     pub(crate) fn holes_before(&self, position: usize) -> usize {
         let early = if planted::is(Bug::SlideEarly) { self.block_tokens() - 1 } else { 0 };
@@ -335,7 +349,7 @@ impl BlockTable {
         if position < (self.first() + 1) * self.block_tokens() {
             return 0; // nearly always, and without a division
         }
-        (position / self.block_tokens() - self.first()).min(self.rest.row.len())
+        (position / self.block_tokens() - self.first()).min(self.row().len())
     }
 
     /// Hands the blocks wholly before `position`, with their indices, to `take`, which gives them
@@ -353,7 +367,7 @@ impl BlockTable {
                 take(index, Slid::Open(block));
             }
         }
-        self.rest.row.drain(..holes);
+        self.rest.row.pop_front(holes);
         self.first += narrow(holes);
         self.rest.pool.state().counts_mut().reserved += self.remainder() - before;
         self.renew();
@@ -365,14 +379,11 @@ impl BlockTable {
         let Some(place) = index.checked_sub(self.first()) else { return Ok(None) };
         let closed = &mut self.rest.closed;
         if let Some(Closed::Sealed(_)) = closed.get(place) {
-            let Some(block) = closed.remove(place) else { return Ok(None) };
-            match block.share() {
-                Ok(block) => closed.insert(place, Closed::Shared(block)),
-                Err((block, violation)) => {
-                    closed.insert(place, block);
-                    return Err(violation);
-                }
-            }
+            let share = |block: Closed| match block.share() {
+                Ok(block) => (Closed::Shared(block), Ok(())),
+                Err((block, violation)) => (block, Err(violation)),
+            };
+            closed.change(place, share).unwrap_or(Ok(()))?;
         }
         match closed.get(place) {
             Some(Closed::Shared(block)) => Ok(Some(block)),
@@ -385,7 +396,9 @@ impl BlockTable {
     pub(crate) fn replace_at(&mut self, index: usize, block: Block<Shared>) {
         let Some(place) = index.checked_sub(self.first()) else { return };
         if let Some(closed) = self.rest.closed.get_mut(place) {
-            self.rest.row[place] = int(block.id().get() as usize);
+            if let Some(id) = self.rest.row.get_mut(place) {
+                *id = int(block.id().get() as usize);
+            }
             *closed = Closed::Shared(block);
             self.renew();
         }
@@ -393,7 +406,7 @@ impl BlockTable {
 
     /// Is the block at an index already `id`?
     pub(crate) fn is_at(&self, index: usize, id: BlockId) -> bool {
-        let place = index.checked_sub(self.first()).and_then(|place| self.rest.row.get(place));
+        let place = index.checked_sub(self.first()).and_then(|place| self.row().get(place));
         place == Some(&int(id.get() as usize))
     }
 
@@ -437,7 +450,7 @@ impl BlockTable {
         let Rest { pool, owner, closed, incoming, row, .. } = &*self.rest;
         let (state, owner) = (pool.state(), *owner);
         let mut num_shared = 0;
-        for block in closed {
+        for block in closed.iter() {
             let (id, is_right) = match block {
                 Closed::Sealed(b) => {
                     (b.id(), state.is_held(b.id(), b.generation(), owner, SlotState::Sealed))
@@ -464,6 +477,7 @@ impl BlockTable {
         }
         let ids = closed.iter().map(Closed::id).chain(incoming.iter().flatten().map(Block::id));
         let ids = ids.chain(self.open().map(Block::id)).map(|id| int(id.get() as usize));
+        let row = row.all();
         if !row.iter().copied().eq(ids) || self.bounds() != (self.end, self.next_full) {
             return Err(format!(
                 "request {owner}: row {row:?} to {}, full at {}, is not what it holds",

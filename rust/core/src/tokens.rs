@@ -3,21 +3,30 @@
 /// Prompt and output; the newest wait beside the list.
 ///
 /// The lists of many requests lie on as many pages: a step that added to each would miss the
-/// translation cache once per request. So a list is added to once in [`MOST_RECENT`] tokens.
+/// translation cache once per request. So a list is added to once in [`MOST_RECENT`] tokens, and
+/// nothing else in a step looks at it.
 #[derive(Debug)]
 #[repr(C)] // counts first, to lie beside what a step looks at
 pub(crate) struct Tokens {
     num_listed: u32,
     num_recent: u32,
     recent: [i32; MOST_RECENT],
+    /// Here as well, so that nobody goes to the list for it.
+    last: i32,
     list: Vec<i32>,
 }
 
-const MOST_RECENT: usize = 14;
+const MOST_RECENT: usize = 11;
 
 impl Tokens {
-    pub(crate) fn new(list: Vec<i32>) -> Self {
-        let mut tokens = Self { num_listed: 0, num_recent: 0, recent: [0; MOST_RECENT], list };
+    pub(crate) fn new(prompt: Vec<i32>) -> Self {
+        let mut tokens = Self {
+            num_listed: 0,
+            num_recent: 0,
+            recent: [0; MOST_RECENT],
+            last: prompt.last().copied().unwrap_or_default(),
+            list: prompt,
+        };
         tokens.gather();
         tokens
     }
@@ -27,7 +36,7 @@ impl Tokens {
     }
 
     pub(crate) fn last(&self) -> Option<&i32> {
-        self.recent[..self.num_recent as usize].last().or_else(|| self.list.last())
+        (self.len() > 0).then_some(&self.last)
     }
 
     pub(crate) fn push(&mut self, token: i32) {
@@ -36,6 +45,7 @@ impl Tokens {
         }
         self.recent[self.num_recent as usize] = token;
         self.num_recent += 1;
+        self.last = token;
     }
 
     /// All of them in one slice.

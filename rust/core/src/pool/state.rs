@@ -126,6 +126,11 @@ impl State {
         self.present[id.place()].generation
     }
 
+    /// Reads a slot for nothing but to have it in the cache.
+    pub(crate) fn look_at(&self, id: BlockId) -> usize {
+        self.slots[id.place()].writers.into()
+    }
+
     pub(crate) fn take(&mut self, owner: RequestId) -> Option<(BlockId, u32)> {
         let id = self.free.pop()?;
         self.enter(id, SlotState::Open);

@@ -56,6 +56,8 @@ impl Sharing {
         let mut key = self.keys.last().copied();
         let start = self.keys.len() * block_tokens;
         for tokens in tokens[start..].chunks_exact(block_tokens) {
+            // All lines are waited for together; the words of a key wait for each other.
+            std::hint::black_box(tokens.iter().step_by(16).fold(0, |all, token| all ^ token));
             let next = key.unwrap_or_else(|| Key::root(&self.salt)).then(tokens);
             self.keys.push(next);
             key = Some(next);
@@ -188,7 +190,7 @@ impl Prefix {
     }
 
     fn is_under_another_salt(&self, tokens: &[i32]) -> bool {
-        let first = Key::root("").then(&tokens[..self.block_tokens]);
+        let first = Self::first_key(&tokens[..self.block_tokens]);
         self.first_blocks.contains_key(&first)
     }
 }

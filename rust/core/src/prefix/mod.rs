@@ -16,6 +16,7 @@ pub(crate) mod find;
 pub mod hash;
 pub(crate) mod index;
 pub(crate) mod publish;
+mod texts;
 pub(crate) mod trie;
 
 use std::collections::BTreeMap;
@@ -60,7 +61,7 @@ impl Prefix {
         // Without a cache nothing is ever looked for.
         let num_blocks = if limits.prefix_cache { full_blocks } else { 0 };
         Self {
-            trie: Trie::new(num_blocks),
+            trie: Trie::new(num_blocks, geometry.block_tokens),
             is_enabled: limits.prefix_cache,
             block_tokens: geometry.block_tokens,
             every: limits.checkpoint_tokens.next_multiple_of(geometry.block_tokens),
@@ -73,6 +74,11 @@ impl Prefix {
         }
     }
 
+    /// What first blocks of these tokens are counted by, whatever their salt.
+    pub(crate) fn first_key(tokens: &[i32]) -> Key {
+        Key::root("").then(tokens)
+    }
+
     /// Later it can be told that this block was here.
     pub(crate) fn remember(&mut self, key: Key) {
         self.evicted.push(key);
@@ -80,7 +86,7 @@ impl Prefix {
 
     /// Drops everything; nobody may be using any of it.
     pub(crate) fn clear(&mut self) {
-        self.trie = Trie::new(self.num_blocks);
+        self.trie = Trie::new(self.num_blocks, self.block_tokens);
         self.first_blocks.clear();
     }
 }

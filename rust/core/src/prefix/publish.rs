@@ -8,7 +8,7 @@ use super::trie::NodeId;
 use crate::block::{Block, Shared};
 use crate::error::Violation;
 use crate::geometry::Geometry;
-use crate::ids::RequestId;
+use crate::ids::{RequestId, StepId};
 use crate::planted::{self, Bug};
 use crate::table::Tables;
 use crate::tokens::Tokens;
@@ -34,6 +34,9 @@ pub(crate) struct Left {
     pub(crate) saves: Vec<Save>,
     /// Where its latest checkpoint of a decode is, if it is still there.
     pub(crate) rolling: Option<NodeId>,
+    /// Window blocks that it slid past, by the step that was the newest then: no more than two
+    /// steps are in flight, so those of two are not free again.
+    pub(crate) slid: [(StepId, usize); 2],
 }
 
 /// A running request, as far as the cache is concerned.
@@ -101,7 +104,7 @@ impl Prefix {
         let Some(block) = full.share_at(index)? else { return Ok(None) };
         let node = self.trie.insert(&wanted, block.keep()?);
         if node.is_some() && parent.is_none() {
-            *self.first_blocks.entry(Key::root("").then(wanted.tokens)).or_default() += 1;
+            *self.first_blocks.entry(Self::first_key(wanted.tokens)).or_default() += 1;
         }
         Ok(node)
     }
@@ -145,8 +148,7 @@ impl Prefix {
     }
 
     /// A first block is gone.
-    pub(crate) fn forget_first(&mut self, tokens: &[i32]) {
-        let key = Key::root("").then(tokens);
+    pub(crate) fn forget_first(&mut self, key: Key) {
         if let Some(count) = self.first_blocks.get_mut(&key) {
             *count -= 1;
             if *count == 0 {

@@ -5,7 +5,7 @@
 //!                 │
 //!                 └────── block 2' ── block 3' (checkpoint)        evicted from the leaves
 //! ```
-//! 1. A node is one full block: its 256 tokens, its parent, and the cache's hold on the memory.
+//! 1. A node is one full block: its 256 tokens (in [`Texts`]), its parent, and the cache's hold on the memory.
 //! 2. `users` of a node are requests whose last cached block it is. Whoever uses a node reads all
 //!    blocks above it, so a node without users below it is read by nobody.
 //! 3. `leaves` are the nodes with neither children nor users, least recently used first.
@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use super::checkpoint::{Checkpoint, Standing};
 use super::hash::Key;
 use super::index::Index;
+use super::texts::Texts;
 use crate::block::{Block, Cached};
 use crate::planted::{self, Bug};
 
@@ -29,7 +30,6 @@ pub(crate) struct Node {
     parent: Option<NodeId>,
     /// Of the first block; empty below.
     salt: Box<str>,
-    tokens: Box<[i32]>,
     pub(crate) block: Block<Cached>,
     num_children: usize,
     users: usize,
@@ -42,10 +42,6 @@ impl Node {
         self.key
     }
 
-    pub(crate) fn tokens(&self) -> &[i32] {
-        &self.tokens
-    }
-
     /// Does a prefix begin with it?
     pub(crate) fn is_first(&self) -> bool {
         self.parent.is_none()
@@ -56,6 +52,7 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Trie {
     nodes: Vec<Option<Node>>,
+    texts: Texts,
     vacant: Vec<NodeId>,
     by_key: Index,
     leaves: BTreeSet<(u64, NodeId)>,
@@ -75,9 +72,10 @@ pub(crate) struct Wanted<'a> {
 
 impl Trie {
     /// Room for a node per block.
-    pub(crate) fn new(num_blocks: usize) -> Self {
+    pub(crate) fn new(num_blocks: usize, block_tokens: usize) -> Self {
         Self {
             nodes: vec![],
+            texts: Texts::new(block_tokens),
             vacant: vec![],
             by_key: Index::new(num_blocks),
             leaves: BTreeSet::new(),
@@ -93,6 +91,11 @@ impl Trie {
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         self.nodes[id].as_ref().expect("a node is named only while somebody uses it")
+    }
+
+    /// The tokens of a node, and of one that was just removed.
+    pub(crate) fn text(&self, id: NodeId) -> &[i32] {
+        self.texts.of(id)
     }
 
     fn node_mut(&mut self, id: NodeId) -> &mut Node {
@@ -121,7 +124,7 @@ impl Trie {
         let node = self.node(id);
         let same_salt =
             planted::is(Bug::SaltIgnored) || wanted.parent.is_some() || *node.salt == *wanted.salt;
-        let same = node.parent == wanted.parent && same_salt && *node.tokens == *wanted.tokens;
+        let same = node.parent == wanted.parent && same_salt && *self.text(id) == *wanted.tokens;
         (same || planted::is(Bug::ShortKey)).then_some(id)
     }
 
@@ -135,7 +138,6 @@ impl Trie {
             key: wanted.key,
             parent: wanted.parent,
             salt: salt.into(),
-            tokens: wanted.tokens.into(),
             block,
             num_children: 0,
             users: 0,
@@ -146,6 +148,7 @@ impl Trie {
             self.nodes.push(None);
             self.nodes.len() - 1
         });
+        self.texts.put(id, wanted.tokens);
         let used_at = node.used_at;
         self.nodes[id] = Some(node);
         self.by_key.insert(wanted.key, id);

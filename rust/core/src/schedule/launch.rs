@@ -133,6 +133,7 @@ impl Scheduler {
     fn check(&mut self, rows: &mut Vec<Row>, start: usize) -> usize {
         let end = rows.len().min(start + BATCH);
         let mut broken = Vec::new();
+        let swa_mask = self.geometry.swa_block_tokens.next_power_of_two() - 1;
         {
             let mut full = self.pools.full.state();
             let mut swa = self.pools.swa.state();
@@ -144,6 +145,9 @@ impl Scheduler {
                     let tables = &active.tables;
                     tables.full.check_writes(&mut full, row.start(), end)?;
                     tables.swa.check_writes(&mut swa, row.start(), end)?;
+                    if (row.start() + 2) & swa_mask < 3 {
+                        tables.swa.look_ahead(&swa); // it slides, slid, or has another block
+                    }
                     slots.expect_open(tables.slot.id(), tables.slot.generation())
                 };
                 if check().is_err() {

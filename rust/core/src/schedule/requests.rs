@@ -17,12 +17,12 @@ pub(crate) struct Requests {
     by_id: BTreeMap<RequestId, Place>,
 }
 
-/// Begins with a cache line, and so does what a step looks at: five of the six lines.
+/// Begins with a cache line; a step looks at all of its five.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Seat(Option<Phase>);
 
-const _: () = assert!(size_of::<Seat>() == 6 * 64);
+const _: () = assert!(size_of::<Seat>() == 5 * 64);
 
 impl Requests {
     pub(crate) fn insert(&mut self, phase: Phase) -> Place {
