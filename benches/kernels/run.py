@@ -1,6 +1,7 @@
 """Times every kernel on this machine's GPU and appends one line per result: `python -m benches.kernels.run --out FILE`.
 
     --only mhc,compress   parts, by the name after bench_
+    --ops moe_w4a8        of their rows, those of these ops
     --check               compare with the lines that FILE held for this device; fail at a slowdown of 15 %
     --commit, --seed      recorded as they are; the commit defaults to $COMMIT
 
@@ -72,6 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="")
+    parser.add_argument("--ops", default="")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--commit", default=os.environ.get("COMMIT", "unknown"))
     parser.add_argument("--seed", type=int, default=0)
@@ -85,6 +87,8 @@ def main() -> int:
     for part in parts(args.only):
         torch.manual_seed(args.seed)
         for case in importlib.import_module(f"benches.kernels.bench_{part}").cases():
+            if args.ops and case.op not in args.ops.split(","):
+                continue
             try:
                 if case.check is not None:
                     case.check()

@@ -20,6 +20,8 @@ from dsv4.config.directory import DEMO
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 SHAPE = {
+    "hidden_size": 512,
+    "moe_intermediate_size": 256,
     "num_hidden_layers": 4,
     "compress_ratios": [0, 4, 128, 4],
     "num_attention_heads": 64,

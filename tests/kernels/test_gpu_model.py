@@ -32,6 +32,8 @@ from dsv4.runtime.gpu.memory import FIRST, IDLE
 CONFIG = dataclasses.replace(
     ModelConfig.parse(json.loads((DEMO / "config.json").read_text())),
     vocab_size=320,
+    hidden_size=512,
+    moe_intermediate_size=256,
     num_hidden_layers=4,
     compress_ratios=(0, 4, 128, 4),
     num_attention_heads=64,

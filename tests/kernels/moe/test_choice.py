@@ -56,6 +56,7 @@ def test_a_layer_that_does_not_fold_stays_with_triton(caplog: pytest.LogCaptureF
 
 @pytest.mark.usefixtures("_cuda")
 @pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs Triton's kernels in the interpreter")
 def test_each_form_of_weights_has_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "launch", functools.partial(run, library(hopper.SOURCE)))
     weights = pack(cases.make_checkpoint(CPU, hidden=512, width=256))

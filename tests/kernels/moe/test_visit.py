@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from benches.kernels import hopper_experts, hopper_experts_parts
@@ -38,6 +39,7 @@ def test_a_variant_is_made_and_compiles(variant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs Triton's kernels in the interpreter")
 def test_a_small_layer_is_right_on_the_emulator(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
