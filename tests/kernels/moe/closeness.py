@@ -8,6 +8,8 @@ TOLERANCES = {
     "w4a16": (3e-3, 8e-3),  # bf16 rounding of two products, of the activation and of the result
     # A value on the edge between two codes of its format may fall to either side after a bf16 rounding of its own.
     "w4a8": (6e-3, 2e-2),
+    # The matrix units keep fewer bits than float32 while they add 128 channels, so more values are on such an edge.
+    "w4a8 of 128 channels": (1e-2, 3e-2),
     "w4a4": (2e-2, 5e-2),
     "routing weights": (1e-6, 2e-6),  # float32 sums of C products in another order
     "shared": (6e-3, 2e-2),
