@@ -104,12 +104,14 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 def no_worse(found: Tensor, want: Tensor, truth: Tensor) -> None:
-    """The kernels are as far from float32 as the reference in the same formats is."""
+    """The kernels are as far from float32 as the reference in the same formats is, and nearer to the reference than two
+    ways to round that have nothing in common would be (√2 times as far).
+    """
     assert found.isfinite().all()
     errors = [float((x.double() - truth.double()).norm() / truth.double().norm()) for x in (found, want)]
     assert errors[0] <= NO_WORSE * errors[1], f"{errors[0]} from float32, the reference {errors[1]}"
     apart = float((found.double() - want.double()).norm() / want.double().norm())
-    assert apart <= errors[1], f"{apart} from the reference, which is {errors[1]} from float32"
+    assert apart <= NO_WORSE * errors[1], f"{apart} from the reference, which is {errors[1]} from float32"
 
 
 @SLOW
@@ -117,8 +119,10 @@ def test_a_prompt_and_then_tokens_one_by_one(device: torch.device, seed: int) ->
     both = Three(device)
     prompts = {f"r{i}": prompt(length, seed + i) for i, length in enumerate(LENGTHS)}
     no_worse(*both.step(list(prompts.items())))
-    for token in prompt(3 if DEVICE == "cuda" else 1, seed + 99):
-        no_worse(*both.step([(name, [token]) for name in prompts]))
+    steps = [
+        both.step([(name, [token]) for name in prompts]) for token in prompt(6 if DEVICE == "cuda" else 1, seed + 99)
+    ]
+    no_worse(*(torch.cat(logits) for logits in zip(*steps, strict=True)))  # one row alone is half as far or twice
 
 
 @SLOW
