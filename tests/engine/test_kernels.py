@@ -27,7 +27,7 @@ ATTENTION = "kernels/attention/sparse_decode"
         ),
         (
             CUDA,
-            "triton+cuda+cuda-experts",
+            "triton+cuda+cuda-scores+cuda-experts",
             f"sparse_decode_pair ({ATTENTION}_pair.cu), sparse_decode ({ATTENTION}.cu)",
             f"{FP8_ROWS} (kernels/linear/fp8_rows.cu), {TRITON_PRODUCTS}",
         ),
@@ -54,7 +54,7 @@ def test_products_in_cuda_leave_the_fingerprint_as_it_is(monkeypatch: pytest.Mon
 def test_each_op_is_asked_for_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsv4.kernels.linear import choice as linear  # with Triton, which tests/kernels/conftest.py prepares
 
-    for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR", "DSV4_EXPERTS"):
+    for variable in ("DSV4_SPARSE_DECODE", "DSV4_FP8_LINEAR", "DSV4_INDEX_SCORES", "DSV4_EXPERTS"):
         monkeypatch.delenv(variable, raising=False)
     linear.choice.cache_clear()
     monkeypatch.setenv("DSV4_FP8_LINEAR", TRITON)

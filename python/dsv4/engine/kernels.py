@@ -29,7 +29,8 @@ class Op(NamedTuple):
         )
 
 
-PRODUCTS, SPARSE_ATTENTION, EXPERTS = "FP8 and bf16 products", "sparse attention", "routed experts, W4A8"
+PRODUCTS, SPARSE_ATTENTION = "FP8 and bf16 products", "sparse attention"
+INDEX_SCORES, EXPERTS = "index scores", "routed experts, W4A8"
 _TRITON_PRODUCTS: dict[str, tuple[str, ...]] = {"linear/few_rows": ("few_rows",), "linear/many_rows": ("many_rows",)}
 
 OPS: tuple[Op, ...] = (
@@ -43,7 +44,7 @@ OPS: tuple[Op, ...] = (
     Op("C4 and index compression", {"compress/c4": ("_compress_c4",)}),
     Op("online C128 compression", {"compress/c128_online": ("_compress_c128",)}),
     Op("index queries", {"index/queries": ("_index_queries",)}),
-    Op("index scores", {"index/logits": ("_index_scores",)}),
+    Op(INDEX_SCORES, {"index/logits": ("_index_scores",)}),
     Op("index top-k", {"index/topk": ("_select",)}),
     Op("window slots", {"attention/plan": ("_window_slots",)}),
     Op(SPARSE_ATTENTION, {"attention/sparse_decode": ("_sparse_decode",)}),
@@ -64,6 +65,7 @@ OPS: tuple[Op, ...] = (
 _FP8_ROWS = ("fp8_64x64", "fp8_64x128", "fp8_128x128")
 IN_CUDA: tuple[Op, ...] = (
     Op(PRODUCTS, {"linear/fp8_rows.cu": _FP8_ROWS} | _TRITON_PRODUCTS),
+    Op(INDEX_SCORES, {"index/scores.cu": ("index_scores_fp8", "index_scores_fp4")}),
     Op(
         SPARSE_ATTENTION,
         {
@@ -81,7 +83,7 @@ IN_CUDA: tuple[Op, ...] = (
         },
     ),
 )
-"""What serves an op instead where its `choice` says so: dsv4.kernels.linear's, .attention's and .moe's."""
+"""What serves an op instead where its `choice` says so: dsv4.kernels.linear's, .index's, .attention's and .moe's."""
 
 TORCH: tuple[tuple[str, str], ...] = (
     ("embedding, rows to sample", "gathers, once a step"),
@@ -99,17 +101,19 @@ ON_HOST = "sampling of a row with more than 4096 candidates"
 def _choice(op: str, device: str) -> Choice:
     from dsv4.kernels.attention.choice import choice as attention  # noqa: PLC0415 - they bring torch
     from dsv4.kernels.cuda.choice import named  # noqa: PLC0415
+    from dsv4.kernels.index.choice import choice as scores  # noqa: PLC0415
     from dsv4.kernels.linear.choice import choice as products  # noqa: PLC0415
     from dsv4.kernels.moe.choice import choice as experts  # noqa: PLC0415
 
-    return {PRODUCTS: products, SPARSE_ATTENTION: attention, EXPERTS: experts}[op](named(device))
+    by_op = {PRODUCTS: products, INDEX_SCORES: scores, SPARSE_ATTENTION: attention, EXPERTS: experts}
+    return by_op[op](named(device))
 
 
 def kernel_set(device: str) -> str:
     """A word for the fingerprint: other kernels may round otherwise. Products in CUDA C++ have the bits of Triton's."""
     if device == "cpu":
         return REFERENCE
-    words = {SPARSE_ATTENTION: CUDA, EXPERTS: f"{CUDA}-experts"}
+    words = {SPARSE_ATTENTION: CUDA, INDEX_SCORES: f"{CUDA}-scores", EXPERTS: f"{CUDA}-experts"}
     return "+".join([TRITON, *(word for op, word in words.items() if _choice(op, device).name == CUDA)])
 
 

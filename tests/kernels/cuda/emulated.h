@@ -31,6 +31,7 @@
 
 #define DEVICE inline
 #define KERNEL(threads) extern "C" void
+#define KERNEL_BESIDE(threads, blocks) extern "C" void
 #define KERNEL_OF_PAIRS(threads) extern "C" void
 #define UNROLL
 #define __grid_constant__
@@ -708,6 +709,7 @@ inline float real(u32 x) {
     return y;
 }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline float magnitude(float x) { return std::fabs(x); }
 inline float larger(float a, float b) { return std::fmax(a, b); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float power_of_2(float x) { return std::exp2(x); }

@@ -1,4 +1,4 @@
-"""Which kernel serves sparse attention, FP8 products and routed experts, and that it is told."""
+"""Which kernel serves index scores, sparse attention, FP8 products and routed experts, and that it is told."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dsv4.errors import Violation
 from dsv4.kernels.attention import choice as attention
 from dsv4.kernels.attention import hopper as attention_kernels
 from dsv4.kernels.cuda.choice import CUDA, TRITON, Choice, named
+from dsv4.kernels.index import choice as index
+from dsv4.kernels.index import hopper as index_kernels
 from dsv4.kernels.linear import choice as linear
 from dsv4.kernels.linear import hopper as linear_kernels
 from dsv4.kernels.moe import choice as moe
@@ -20,6 +22,7 @@ from dsv4.kernels.moe import hopper as moe_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OPS = {
+    "index scores": (index, index_kernels),
     "sparse attention": (attention, attention_kernels),
     "FP8 products": (linear, linear_kernels),
     "routed experts": (moe, moe_kernels),

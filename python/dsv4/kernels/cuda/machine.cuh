@@ -30,6 +30,7 @@ struct alignas(64) TensorMap {  // a matrix in global memory and the boxes that 
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL_BESIDE(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define KERNEL_OF_PAIRS(threads) extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(threads, 1)
 #define UNROLL _Pragma("unroll")
 #define EMULATED(name, Arguments)
@@ -43,6 +44,7 @@ DEVICE u32 num_blocks() { return gridDim.x; }
 DEVICE u32 bits(float x) { return __float_as_uint(x); }
 DEVICE float real(u32 x) { return __uint_as_float(x); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float magnitude(float x) { return fabsf(x); }
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 
 DEVICE float reciprocal(float x) {  // within one unit in the last place

@@ -2,6 +2,8 @@
 # ruff: noqa: ANN001, ANN202
 """Index scores over paged FP8 or FP4 keys: I[t, s] = Σ_h w[t, h] · max(q[t, h] · k[s], 0).
 
+This file is the contract and the Triton kernel; scores.cu serves on Hopper (choice.py).
+
 Keys are on the rows of the product and heads on its columns, so the sum over heads stays inside a thread and two
 shuffles. FP8 keys go to the matrix units as they lie in their pages. FP4 keys become E4M3 on the way, with one scale
 per key: four scales that span at most 2^11 fit into the codes exactly, since E2M1 has one bit after the point.
@@ -17,6 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4.kernels.contract import expect
+from dsv4.kernels.cuda.choice import CUDA
+from dsv4.kernels.index import hopper
+from dsv4.kernels.index.choice import choice
 
 HEADS, DIM, PAGE = 64, 128, 64
 RATIO = 4  # tokens per index key
@@ -204,6 +209,9 @@ def index_scores(
     expect(token_rows.shape == positions.shape == (T,), f"{token_rows.shape} rows, {positions.shape} positions")
     expect(scores.dtype is torch.float32 and scores.shape[0] == T and scores.stride(1) == 1, "scores")
     if not T or not scores.shape[1]:
+        return
+    if choice(q.device).name == CUDA:
+        hopper.launch(q, weights, pool, block_table, token_rows, positions, scores, kind, k)
         return
     tiles = tiles_of(T, scores.shape[1], num_sms)
     _index_scores[(-(-scores.shape[1] // (tiles * _TILE)), T)](

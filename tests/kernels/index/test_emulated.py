@@ -1,0 +1,90 @@
+"""The CUDA kernel of index scores, run by the emulator: no GPU is involved, and every address is checked."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from tests.kernels.closeness import assert_bits
+from tests.kernels.cuda.emulate import compiler, library
+
+pytest.importorskip("triton")
+from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case, Kind
+from tests.kernels.index.emulated import run
+
+from dsv4.kernels.cache.reference import gather
+from dsv4.kernels.index import hopper
+
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="there is no g++, which builds emulated kernels"),
+    pytest.mark.filterwarnings("ignore:.*:RuntimeWarning"),  # numpy, about NaN
+]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ctypes.CDLL:
+    return library(hopper.SOURCE)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp4"])
+def test_scores_of_visible_keys_and_nothing_else(kernels: ctypes.CDLL, kind: Kind) -> None:
+    """None, too few to be scored, one page and its edges, several blocks; poison wherever there is no key."""
+    case = Case([3, 66, 67, 68, 255, 259, 300, 801], kind)
+    scores = run(kernels, case)
+    for t, position in enumerate(case.positions):
+        count = (position + 1) // 4 if (position + 1) // 4 > 16 else 0
+        if count:
+            want = case.expected(t).double()
+            error = float((scores[t, :count].double() - want).norm() / want.norm())
+            assert error < TOLERANCE, f"token {t}: relative error {error}"
+        assert (scores[t, count:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp4"])
+def test_bits_depend_on_nothing_but_the_token_and_the_key(kernels: ctypes.CDLL, kind: Kind) -> None:
+    """Neither on how the work is cut nor on who runs first nor on the other tokens."""
+    case = Case([400, 801], kind)
+    want = run(kernels, case)
+    for seed, tiles in enumerate((1, 3, 4), 1):
+        assert_bits(run(kernels, case, tiles=tiles, seed=seed, eager=bool(seed % 2)), want)
+    case.positions[0] = 3
+    assert_bits(run(kernels, case)[1], want[1])
+
+
+def test_a_nan_key_spoils_its_own_score_only(kernels: ctypes.CDLL) -> None:
+    case = Case([400], "fp8")
+    clean = run(kernels, case)
+    page, at = divmod(int(case.slots[0][7]), 64)
+    case.pool[page, 64 * 128 :].view(torch.float32)[at] = torch.nan
+    page, at = divmod(int(case.slots[0][90]), 64)
+    case.pool[page, at * 128 + 17] = 0x7F  # a NaN of E4M3
+    scores = run(kernels, case)[0]
+    others = torch.ones(len(scores), dtype=torch.bool)
+    others[[7, 90]] = False
+    assert bool(scores[[7, 90]].isnan().all())
+    assert torch.equal(scores[others], clean[0][others])
+
+
+def test_fp4_scales_up_to_2_to_the_11_apart_are_exact(kernels: ctypes.CDLL) -> None:
+    case = Case([259], "fp4")
+    case.q = torch.randint(-3, 4, (1, 64, 128)).float().to(torch.float8_e4m3fn)
+    case.w = torch.ones(1, 64)
+    page = int(case.table[0, 0])
+    scales = case.pool[page, 64 * 64 :].view(64, 4)
+    scales[:] = torch.tensor([120, 125, 131, 122], dtype=torch.uint8)  # 131 - 120 = 11
+    scales[1::2, 0] = 119  # 2^12 below the largest: counts as zeros
+    keys = gather(case.pool, case.slots[0], case.layout)
+    keys[1:64:2, :32] = 0
+    want = (case.q[0].double() @ keys.double().T).clamp_min(0).sum(0)
+    error = (run(kernels, case)[0, :65].double() - want).norm() / want.norm()
+    assert error < 1e-6, "float32 products of exact values"
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 64, 500])
+def test_blocks_have_equal_work_and_cover_all_keys(num_tokens: int) -> None:
+    for keys in (1, 64, 65, 2048, 16_384, 262_144):
+        pages = -(-keys // 64)
+        cut = hopper.cut_of(num_tokens, keys, 132)
+        assert 1 <= cut.tiles <= hopper.MOST_TILES
+        assert 0 <= cut.blocks * cut.tiles - pages < cut.blocks

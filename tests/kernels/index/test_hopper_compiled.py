@@ -1,0 +1,39 @@
+"""What NVRTC makes of scores.cu for Hopper; no GPU is involved."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dsv4.errors import Violation
+from dsv4.kernels.cuda.compile import Nvrtc
+
+pytest.importorskip("triton")
+from dsv4.kernels.index.hopper import BESIDE, SHARED_BYTES, SOURCE, THREADS
+
+
+@pytest.fixture(scope="module")
+def log() -> str:
+    try:
+        return Nvrtc().cubin(SOURCE, "sm_90a")[1]
+    except Violation as error:
+        if "there is no NVRTC" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def test_blocks_run_beside_each_other_and_nothing_spills(log: str) -> None:
+    assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log) == [("0", "0")] * 2, log
+    assert all(int(n) * THREADS * BESIDE <= 65_536 for n in re.findall(r"Used (\d+) registers", log)), log
+
+
+def test_products_run_behind_the_program(log: str) -> None:
+    assert "serialized" not in log, log
+
+
+def test_what_a_launch_asks_for_is_the_sources() -> None:
+    text = SOURCE.read_text()
+    assert f"static_assert(BYTES == {SHARED_BYTES});" in text
+    assert f"THREADS = {THREADS};" in text
+    assert text.count(f"KERNEL_BESIDE(THREADS, {BESIDE})") == 2
