@@ -65,7 +65,7 @@ OPS: tuple[Op, ...] = (
 _FP8_ROWS = ("fp8_64x64", "fp8_64x128", "fp8_128x128")
 IN_CUDA: tuple[Op, ...] = (
     Op(PRODUCTS, {"linear/fp8_rows.cu": _FP8_ROWS} | _TRITON_PRODUCTS),
-    Op(INDEX_SCORES, {"index/scores.cu": ("index_scores_fp8", "index_scores_fp4")}),
+    Op(INDEX_SCORES, {"index/scores.cu": ("index_scores",), "index/logits": ("_index_scores",)}),
     Op(
         SPARSE_ATTENTION,
         {

@@ -6,7 +6,7 @@ from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case, Kind
 
 from dsv4.errors import Violation
 from dsv4.kernels.cache.reference import gather
-from dsv4.kernels.index import logits
+from dsv4.kernels.index import hopper, logits
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp4"])
@@ -26,10 +26,28 @@ def test_scores_of_visible_keys_and_nothing_else(kind: Kind, device: torch.devic
 
 @pytest.mark.parametrize("kind", ["fp8", "fp4"])
 def test_bits_do_not_depend_on_the_batch(kind: Kind, device: torch.device) -> None:
-    case = Case([400, 801], kind)
+    case = Case(
+        [400, 801, *[3000] * 40] if device.type == "cuda" else [400, 801], kind
+    )  # also several tiles to a block
     together = case.run(device)
     case.positions[0] = 3
     assert torch.equal(case.run(device)[1], together[1])
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 12])
+def test_cuda_gives_the_same_bits_however_the_work_is_cut(
+    tiles: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("there is no Hopper GPU; test_emulated.py has the kernel on the CPU")
+    case = Case([2900, 801, 3000], "fp4")
+    monkeypatch.setattr(logits.hopper, "cut_of", lambda *_: hopper.Cut(-(-12 // tiles), tiles))
+    scores = case.run(device)
+    monkeypatch.setattr(logits.hopper, "cut_of", lambda *_: hopper.Cut(6, 2))
+    assert torch.equal(case.run(device), scores)
+    for t, position in enumerate(case.positions):
+        want = case.expected(t).double()
+        assert (scores[t, : (position + 1) // 4].double() - want).norm() / want.norm() < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter

@@ -1,4 +1,4 @@
-"""Which implementation serves index scores: CUDA C++ on Hopper, else Triton, or what DSV4_INDEX_SCORES names.
+"""Which implementation serves index scores of FP4 keys: CUDA C++ on Hopper, else Triton. DSV4_INDEX_SCORES names one.
 
 One of them serves all batches: they add heads in another order, so that a key on the edge may be chosen or not.
 """

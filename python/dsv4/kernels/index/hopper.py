@@ -1,4 +1,4 @@
-"""Index scores on Hopper: the launch of scores.cu. What is computed is `index_scores`'s to say."""
+"""Index scores of FP4 keys on Hopper: the launch of scores.cu. What is computed is `index_scores`'s to say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from dsv4.kernels.cuda.device import Kernel, Module
 SOURCE = Path(__file__).with_name("scores.cu")
 THREADS, SHARED_BYTES = 128, 8192
 PAGE, RATIO = 64, 4
-BESIDE = 4  # blocks of a multiprocessor, as the source says
-MOST_TILES = 16  # of a block
+BESIDE = 5  # blocks of a multiprocessor, as the source says
+MOST_TILES = 32  # of a block
 
 
 class Arguments(ctypes.Structure):
@@ -51,9 +51,9 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The source's entries on one device, by the keys' format."""
+    """The source's entry on one device."""
 
-    entries: dict[str, Kernel]
+    scores: Kernel
     num_sms: int
 
 
@@ -61,15 +61,14 @@ class Kernels:
 def kernels_on(device: torch.device) -> Kernels:
     """Compiles the source, or takes it from disk, and loads it. Raises Violation where that fails."""
     with torch.cuda.device(device):
-        module = Module(cubin(SOURCE))
-        entries = {kind: module.kernel(f"index_scores_{kind}", THREADS, SHARED_BYTES) for kind in ("fp8", "fp4")}
-        return Kernels(entries, torch.cuda.get_device_properties(device).multi_processor_count)
+        kernel = Module(cubin(SOURCE)).kernel("index_scores", THREADS, SHARED_BYTES)
+        return Kernels(kernel, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def cut_of(num_tokens: int, num_keys: int, num_sms: int) -> Cut:
-    """Blocks of equal work, so few that all run at once, or with MOST_TILES each."""
+    """Blocks of equal work: twice as many as run at once, or with MOST_TILES each (docs/notes/index.md)."""
     tiles = -(-num_keys // PAGE)
-    blocks = -(-tiles // max(1, min(MOST_TILES, num_tokens * tiles // (BESIDE * num_sms))))
+    blocks = -(-tiles // max(1, min(MOST_TILES, -(-num_tokens * tiles // (2 * BESIDE * num_sms)))))
     return Cut(blocks, -(-tiles // blocks))
 
 
@@ -84,12 +83,18 @@ def arguments_of(
 
 
 def launch(
-    q: Tensor, weights: Tensor, pool: Tensor, table: Tensor, token_rows: Tensor, positions: Tensor, scores: Tensor,
-    kind: Literal["fp8", "fp4"], k: int,
-) -> None:  # fmt: skip
+    q: Tensor,
+    weights: Tensor,
+    pool: Tensor,
+    table: Tensor,
+    token_rows: Tensor,
+    positions: Tensor,
+    scores: Tensor,
+    k: int,
+) -> None:
     """Fills `scores` as `index_scores` says; at least one token and one key."""
     kernels = kernels_on(q.device)
     cut = cut_of(len(q), scores.shape[1], kernels.num_sms)
     arguments = arguments_of(q, weights, pool, table, token_rows, positions, scores, k, cut)
     with torch.cuda.device(q.device):
-        kernels.entries[kind].launch(len(q) * cut.blocks, arguments)
+        kernels.scores.launch(len(q) * cut.blocks, arguments)

@@ -2,7 +2,7 @@
 # ruff: noqa: ANN001, ANN202
 """Index scores over paged FP8 or FP4 keys: I[t, s] = Σ_h w[t, h] · max(q[t, h] · k[s], 0).
 
-This file is the contract and the Triton kernel; scores.cu serves on Hopper (choice.py).
+This file is the contract and the Triton kernel; scores.cu serves FP4 keys on Hopper (choice.py).
 
 Keys are on the rows of the product and heads on its columns, so the sum over heads stays inside a thread and two
 shuffles. FP8 keys go to the matrix units as they lie in their pages. FP4 keys become E4M3 on the way, with one scale
@@ -210,8 +210,8 @@ def index_scores(
     expect(scores.dtype is torch.float32 and scores.shape[0] == T and scores.stride(1) == 1, "scores")
     if not T or not scores.shape[1]:
         return
-    if choice(q.device).name == CUDA:
-        hopper.launch(q, weights, pool, block_table, token_rows, positions, scores, kind, k)
+    if kind == "fp4" and choice(q.device).name == CUDA:
+        hopper.launch(q, weights, pool, block_table, token_rows, positions, scores, k)
         return
     tiles = tiles_of(T, scores.shape[1], num_sms)
     _index_scores[(-(-scores.shape[1] // (tiles * _TILE)), T)](

@@ -1,10 +1,10 @@
-// Index scores on Hopper over paged keys: I[t, s] = Σ_h w[t, h] max(q[t, h] · k[s], 0), of 64 heads of 128 channels.
+// Index scores on Hopper over paged FP4 keys: I[t, s] = Σ_h w[t, h] max(q[t, h] · k[s], 0), of 64 heads of 128 channels.
 //
 // A block has some tiles of one token, a tile a page of 64 keys. Keys are on the rows of the product and go to the matrix
 // units from registers, heads on its columns; so the sum over heads stays inside a thread and two shuffles. A lane reads
-// 16 bytes of a key side by side, a product takes eight channels of each of four lanes, and the queries lie in shared
-// memory in the order that this makes. Of an FP4 key these bytes are 32 channels, which share a scale: they become E4M3 by
-// table look-up, the key's four scales folded into the codes (logits.py says what counts as zero).
+// 16 bytes of a key: 32 channels that share a scale. A product takes eight channels of each of four lanes, and the queries
+// lie in shared memory in the order that this makes. Keys become E4M3 by table look-up, the four scales of a key folded
+// into its codes (logits.py says what counts as zero).
 #include "machine.cuh"
 
 using namespace machine;
@@ -12,6 +12,7 @@ using namespace machine;
 constexpr u32 HEADS = 64;
 constexpr u32 CHANNELS = 128;
 constexpr u32 PAGE = 64;           // keys
+constexpr u32 ROW = CHANNELS / 2;  // bytes of a key
 constexpr u32 THREADS = 128;
 constexpr u32 BYTES = HEADS * CHANNELS;  // the token's queries
 
@@ -34,24 +35,16 @@ struct Arguments {
     i32 ratio;                     // tokens per key
 };
 
-// The keys of a thread in one tile: g and g + 8 of its warp's 16, and of those 32 channels.
-template <bool FP4> struct Keys {
-    static constexpr u32 WORDS = FP4 ? 4 : 8;
-    static constexpr u32 ROW = WORDS * 16;                   // bytes
-
-    u32 x[2][WORDS], scale[2];
-
-    // Where lane `of` has the four that are bytes 16 chunk + 4 of.. of a row of queries.
-    static DEVICE u32 channel(u32 chunk, u32 of) { return FP4 ? of * 32 + chunk * 4 : chunk / 4 * 64 + of * 16 + chunk % 4 * 4; }
+// The keys of a thread in one tile, g and g + 8 of its warp's 16: 32 channels, and all four scales.
+struct Keys {
+    Words x[2];
+    u32 scales[2];
 
     DEVICE void load(const u8* page, u32 first, u32 lane) {
         UNROLL for (u32 r = 0; r < 2; r++) {
             const u32 key = first + r * 8;
-            UNROLL for (u32 i = 0; i < WORDS; i += 4) {
-                const Words w = load_words(page + key * ROW + i * 16 + lane % 4 * 16);
-                UNROLL for (u32 j = 0; j < 4; j++) x[r][i + j] = w.x[j];
-            }
-            scale[r] = load_word(page + PAGE * ROW + key * 4);
+            x[r] = load_words(page + key * ROW + lane % 4 * 16);
+            scales[r] = load_word(page + PAGE * ROW + key * 4);
         }
     }
 };
@@ -80,7 +73,7 @@ struct Table {
     }
 };
 
-template <bool FP4> struct Scorer {
+struct Scorer {
     const Arguments& a;
     u32 base, thread, lane, token;
     i32 count;                     // keys that the token sees
@@ -92,7 +85,7 @@ template <bool FP4> struct Scorer {
         UNROLL for (u32 i = 0; i < HEADS * 8 / THREADS; i++) {
             const u32 item = i * THREADS + thread, head = item / 8, chunk = item % 8;
             Words words;
-            UNROLL for (u32 j = 0; j < 4; j++) words.x[j] = load_fresh(q + head * CHANNELS + Keys<FP4>::channel(chunk, j));
+            UNROLL for (u32 j = 0; j < 4; j++) words.x[j] = load_fresh(q + head * CHANNELS + j * 32 + chunk * 4);
             store_shared(base + head * CHANNELS + (chunk ^ head % 8) * 16, words);
         }
         fence_matrix_reads();
@@ -126,26 +119,18 @@ template <bool FP4> struct Scorer {
     DEVICE void run(i32 tile, i32 end) {
         const i32* table = a.table + i64(i32(load_fresh(a.token_rows + token))) * a.table_stride;
         const u32 first = thread / 32 * 16 + lane / 4;
-        Keys<FP4> coming;
+        Keys coming;
         coming.load(page(table, tile), first, lane);
         take_weights();
         place_queries();
         const Operand q(base, 16, 1024);
         for (; tile < end; tile++) {
-            u32 codes[4][4];       // of each product of 32 channels
+            u32 codes[4][4];       // of each product of 32 channels; made anew: products read them until they end
             float scale[2];
             UNROLL for (u32 r = 0; r < 2; r++) {
-                if constexpr (FP4) {
-                    const Table of(coming.scale[r], lane);
-                    scale[r] = of.scale;
-                    UNROLL for (u32 k = 0; k < 4; k++) of.expand(coming.x[r][k], codes[k][r], codes[k][2 + r]);
-                } else {
-                    scale[r] = real(coming.scale[r]);
-                    UNROLL for (u32 k = 0; k < 4; k++) {
-                        codes[k][r] = coming.x[r][2 * k];
-                        codes[k][2 + r] = coming.x[r][2 * k + 1];
-                    }
-                }
+                const Table of(coming.scales[r], lane);
+                scale[r] = of.scale;
+                UNROLL for (u32 k = 0; k < 4; k++) of.expand(coming.x[r].x[k], codes[k][r], codes[k][2 + r]);
             }
             float d[32];
             matrix_fence();
@@ -161,18 +146,14 @@ template <bool FP4> struct Scorer {
     }
 };
 
-template <bool FP4> DEVICE void scores(const Arguments& a) {
+KERNEL_BESIDE(THREADS, 5) index_scores(const __grid_constant__ Arguments a) {
     const u32 base = shared_base(), thread = thread_index(), token = block_index() / u32(a.blocks);
     if (base % 1024) stop();       // the swizzle counts from multiples of this
     const i32 count = (i32(load_fresh(a.positions + token)) + 1) / a.ratio;
     const i32 tile = i32(block_index() % u32(a.blocks)) * a.tiles, pages = (count + i32(PAGE) - 1) / i32(PAGE);
     const i32 end = tile + a.tiles < pages ? tile + a.tiles : pages;
     if (tile >= end || count <= a.most_skipped) return;
-    Scorer<FP4>{a, base, thread, thread % 32, token, count, {}}.run(tile, end);
+    Scorer{a, base, thread, thread % 32, token, count, {}}.run(tile, end);
 }
 
-KERNEL_BESIDE(THREADS, 4) index_scores_fp8(const __grid_constant__ Arguments a) { scores<false>(a); }
-KERNEL_BESIDE(THREADS, 4) index_scores_fp4(const __grid_constant__ Arguments a) { scores<true>(a); }
-
-EMULATED(index_scores_fp8, Arguments)
-EMULATED(index_scores_fp4, Arguments)
+EMULATED(index_scores, Arguments)
