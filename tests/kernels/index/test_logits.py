@@ -41,9 +41,9 @@ def test_cuda_gives_the_same_bits_however_the_work_is_cut(
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         pytest.skip("there is no Hopper GPU; test_emulated.py has the kernel on the CPU")
     case = Case([2900, 801, 3000], "fp4")
-    monkeypatch.setattr(logits.hopper, "cut_of", lambda *_: hopper.Cut(-(-12 // tiles), tiles))
+    monkeypatch.setattr(hopper, "cut_of", lambda *_: hopper.Cut(-(-12 // tiles), tiles))
     scores = case.run(device)
-    monkeypatch.setattr(logits.hopper, "cut_of", lambda *_: hopper.Cut(6, 2))
+    monkeypatch.setattr(hopper, "cut_of", lambda *_: hopper.Cut(6, 2))
     assert torch.equal(case.run(device), scores)
     for t, position in enumerate(case.positions):
         want = case.expected(t).double()
