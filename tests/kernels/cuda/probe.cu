@@ -171,10 +171,25 @@ KERNEL(384) trade(const __grid_constant__ Arguments x) {
     }
 }
 
+// A thread tells the other block that it has been here, and both end.
+KERNEL_OF_PAIRS(128) told(const __grid_constant__ Arguments x) {
+    const u32 barrier = shared_base() + FULL;
+    if (thread_index() == 0) init_barrier(barrier, 1);
+    fence_barrier_init();
+    meet_cluster();
+    if (thread_index() == 0) arrive_remote(remote(barrier, cluster_rank() ^ 1));
+    if (x.fault == 0) {
+        meet_cluster();                                                         // orders nothing
+    } else {
+        sync_cluster();
+    }
+}
+
 EMULATED(from_copies, Arguments)
 EMULATED(from_registers_and_copies, Arguments)
 EMULATED(faulty_copy, Arguments)
 EMULATED(trade, Arguments)
+EMULATED(told, Arguments)
 EMULATED(from_memory, Arguments)
 EMULATED(from_registers, Arguments)
 EMULATED(faulty, Arguments)

@@ -38,11 +38,13 @@ def run(
     fault: int = 0,
     *,
     threads: int = 128,
+    cluster: int = 1,
     eager: bool = False,
     early: bool = False,
 ) -> None:
     arguments = Arguments(tensor_map(a, 64), a.data_ptr(), b.data_ptr(), d.data_ptr(), fault)
-    emulate(library(PROBE), name, arguments, Grid(1, threads, SHARED_BYTES), [a, b], [d], eager=eager, early=early)
+    grid = Grid(cluster, threads, SHARED_BYTES, cluster)
+    emulate(library(PROBE), name, arguments, grid, [a, b], [d], eager=eager, early=early)
 
 
 def matrix_of(fragments: Tensor) -> Tensor:
@@ -151,6 +153,14 @@ def test_no_more_registers_are_taken_than_were_given_back() -> None:
     run("trade", a, b, d, 1, threads=384)
     with pytest.raises(Violation, match="65536 registers, of 64512 at launch"):
         run("trade", a, b, d, 0, threads=384)
+
+
+@needs_compiler
+def test_a_block_does_not_end_before_what_it_was_told_has_arrived() -> None:
+    a, b, d = torch.zeros(64, 16).bfloat16(), torch.zeros(64, 16).bfloat16(), torch.empty(128, 32)
+    run("told", a, b, d, 1, cluster=2)
+    with pytest.raises(Violation, match="the block may end before"):
+        run("told", a, b, d, 0, cluster=2)
 
 
 @needs_compiler
