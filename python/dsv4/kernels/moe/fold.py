@@ -46,7 +46,10 @@ class Folded(NamedTuple):
 def fold(matrix: Matrix, *, gated: bool) -> Folded:
     """Folds `fp8` matrices, expert after expert. Raises Violation if a row's scales are too far apart or NaN."""
     E, N, K = matrix.shape
-    expect(matrix.operand == "fp8" and N % ROWS == K % GROUP == 0, f"{matrix.operand} matrices of {N} x {K}")
+    expect(
+        matrix.operand == "fp8" and N % ROWS == K % GROUP == 0,
+        f"{matrix.operand} matrices of {N} x {K}, not of {ROWS} n x {GROUP} k",
+    )
     device = matrix.codes.device
     tiles = torch.empty(E, N // GROUP, K // GROUP, TILE_BYTES, dtype=torch.uint8, device=device)
     scale = torch.empty(E, N, device=device)

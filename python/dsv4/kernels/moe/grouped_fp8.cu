@@ -4,11 +4,11 @@
 //     x, scales, w ─▶ copy engine, told by one thread ─▶ ring of stages, 128 channels ─▶ four groups ─▶ out
 //                                                                full ─▶   ◀─ empty
 //
-// A tile is 256 rows of the weight by 64 pairs (32 or 16 where a block has no more). Each group has 64 rows, which it expands in registers, and all pairs,
-// which the matrix units read from shared memory. While a stage's products run, a group expands the weights of the stage
-// after; then it adds what has left the matrix units, times the scale of the pair. Four groups are there so that one of
-// them always has something to do. Two blocks of a cluster do tiles one above the other: each brings half of the pairs to
-// both.
+// A tile is 256 rows of the weight by 64 pairs (32 or 16 where a block has no more). Each group has 64 rows, which it
+// expands in registers, and all pairs, which the matrix units read from shared memory. While a stage's products run, a
+// group fetches the weights of the stage after; then it adds what has left the matrix units, times the scale of the pair,
+// and expands what it has fetched. Four groups are there so that one of them always has something to do. Two blocks of a
+// cluster do tiles one above the other: each brings half of the pairs to both.
 //
 // up    rows of a thread are gate and up of one channel: SwiGLU and the routing weight follow in registers
 // down  rows of a thread are neighbours: a word of the pair's row

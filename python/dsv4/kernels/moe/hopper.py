@@ -1,4 +1,4 @@
-"""Routed experts as W4A8 on Hopper for many tokens: the launches of grouped_fp8.cu and what lies between them.
+"""Routed experts as W4A8 on Hopper: the launches of grouped_fp8.cu and what lies between them.
 
     ids [T, K]  -- permute -->  blocks of 64 pairs of one expert each
     x, blocks   -- place   -->  E4M3 rows in their places, routing weights
@@ -8,7 +8,7 @@
                 -- combine -->  out [T, C]
 
 A pair's sum has one order whatever lies beside it and however many pairs a tile has; it is another order than that of
-`grouped_fp8` (which adds every 32 channels), so that one of the two serves all steps of a process.
+`grouped_fp8` (which adds every 32 channels), so that one of the two serves a layer in all steps.
 """
 
 from __future__ import annotations
@@ -34,17 +34,12 @@ from dsv4.kernels.moe.place import PAIRS, Placed, place
 from dsv4.kernels.moe.weights import GROUP, Experts
 
 SOURCE = Path(__file__).with_name("grouped_fp8.cu")
-THREADS = 640
+THREADS, TILE_ROWS = 640, 256
 CLUSTER = 2  # blocks of one, as the source says
-TILE_ROWS = 256
 SHARED_BYTES = 229_504
 """The source's BYTES."""
-BOX_PAIRS, BOX_TILE, BOX_SCALES, BOX_LAST = (
-    PAIRS // 2,
-    TILE_BYTES // 128,
-    PAIRS // 64,
-    PAIRS // 32,
-)  # rows of 128 bytes of what is copied
+# Rows of 128 bytes that one copy brings: of pairs, of weights, of scales, of weights or numbers of pairs.
+BOX_PAIRS, BOX_TILE, BOX_SCALES, BOX_LAST = PAIRS // 2, TILE_BYTES // 128, PAIRS // 64, PAIRS // 32
 
 
 class FoldedExperts(NamedTuple):
