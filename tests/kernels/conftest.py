@@ -30,3 +30,10 @@ def device() -> torch.device:
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
     """A driver that notes what it is asked to launch."""
     return stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for mutants and what is built of them."""
+    monkeypatch.setenv("DSV4_KERNEL_CACHE", str(tmp_path))
+    return tmp_path

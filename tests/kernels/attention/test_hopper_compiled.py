@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.kernels.cuda.machine_code import made_of, said
 
-from dsv4.errors import Violation
 from dsv4.kernels.attention.hopper import ENTRIES, Entry
 from dsv4.kernels.cuda.compile import Nvrtc, cubin
 
@@ -29,24 +28,7 @@ def entry(each: int) -> Entry:
 
 @pytest.fixture(scope="module")
 def made(entry: Entry) -> tuple[bytes, str]:
-    try:
-        return Nvrtc().cubin(entry.source, "sm_90a")
-    except Violation as error:
-        if "there is no NVRTC" in str(error):
-            pytest.skip(str(error))
-        raise
-
-
-def tool(name: str) -> Path:
-    triton = pytest.importorskip("triton", reason=f"{name} comes with triton")
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-
-
-def said(name: str, flag: str, code: bytes, folder: Path) -> str:
-    """What a tool says of a cubin."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(code)
-    return subprocess.run([tool(name), flag, file], capture_output=True, text=True, check=True).stdout
+    return made_of(entry.source)
 
 
 @pytest.fixture(scope="module")

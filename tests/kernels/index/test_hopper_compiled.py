@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-
-from dsv4.errors import Violation
-from dsv4.kernels.cuda.compile import Nvrtc
+from tests.kernels.cuda.machine_code import made_of
 
 pytest.importorskip("triton")
 from dsv4.kernels.index.hopper import BESIDE, SHARED_BYTES, SOURCE, THREADS
@@ -15,12 +13,7 @@ from dsv4.kernels.index.hopper import BESIDE, SHARED_BYTES, SOURCE, THREADS
 
 @pytest.fixture(scope="module")
 def log() -> str:
-    try:
-        return Nvrtc().cubin(SOURCE, "sm_90a")[1]
-    except Violation as error:
-        if "there is no NVRTC" in str(error):
-            pytest.skip(str(error))
-        raise
+    return made_of(SOURCE)[1]
 
 
 def test_blocks_run_beside_each_other_and_nothing_spills(log: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernels.cuda.emulate import compiler, library
+from tests.kernels.cuda.mutants import mutated
 
 from dsv4.errors import Violation
 
@@ -54,15 +55,8 @@ def verdict(kernel: Path) -> str:
 
 
 @pytest.mark.parametrize(("text", "instead", "message"), MUTANTS)
-def test_a_mutant_is_found(
-    text: str, instead: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DSV4_KERNEL_CACHE", str(tmp_path))
-    source = SOURCE.read_text()
-    assert source.count(text) == 1, "the kernel has changed: write the mutant anew"
-    path = tmp_path / "mutant.cu"
-    path.write_text(source.replace(text, instead))
-    assert re.search(message, verdict(path))
+def test_a_mutant_is_found(text: str, instead: str, message: str, mutants: Path) -> None:
+    assert re.search(message, verdict(mutated(SOURCE, text, instead, mutants)))
 
 
 def test_the_kernel_itself_is_right() -> None:

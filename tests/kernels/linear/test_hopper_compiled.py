@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+from tests.kernels.cuda.machine_code import code_of, made_of
 
-from dsv4.errors import Violation
-from dsv4.kernels.cuda.compile import Nvrtc, sources
+from dsv4.kernels.cuda.compile import sources
 from dsv4.kernels.linear.hopper import SHAPES, SOURCE
 
 ENTRIES = {f"fp8_{shape.kernel}": shape for shape in SHAPES}
@@ -17,24 +15,13 @@ ENTRIES = {f"fp8_{shape.kernel}": shape for shape in SHAPES}
 
 @pytest.fixture(scope="module")
 def made() -> tuple[bytes, str]:
-    try:
-        return Nvrtc().cubin(SOURCE, "sm_90a")
-    except Violation as error:
-        if "there is no NVRTC" in str(error):
-            pytest.skip(str(error))
-        raise
+    return made_of(SOURCE)
 
 
 @pytest.fixture(scope="module")
 def code(made: tuple[bytes, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Machine code by entry, as nvdisasm writes it."""
-    triton = pytest.importorskip("triton", reason="nvdisasm comes with triton")
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    file = tmp_path_factory.mktemp("cubin") / "fp8_rows.cubin"
-    file.write_bytes(made[0])
-    text = subprocess.run([tool, "-c", file], capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"\.text\.(fp8_\w+)\s+-+", text)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    """Machine code by entry."""
+    return code_of(made[0], tmp_path_factory.mktemp("cubin"))
 
 
 def test_registers_do_not_spill(made: tuple[bytes, str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.kernels.cuda.emulate import compiler, library
+from tests.kernels.cuda.mutants import mutated
 from tests.kernels.linear.emulated import expected, rows_of, run, weight_of
 
 from dsv4.errors import Violation
@@ -52,15 +53,8 @@ def verdict(kernel: Path, cut: Cut) -> str:
 
 
 @pytest.mark.parametrize(("cut", "text", "instead", "message"), MUTANTS)
-def test_a_mutant_is_found(
-    cut: Cut, text: str, instead: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DSV4_KERNEL_CACHE", str(tmp_path))
-    source = SOURCE.read_text()
-    assert source.count(text) == 1, "the kernel has changed: write the mutant anew"
-    path = tmp_path / "mutant.cu"
-    path.write_text(source.replace(text, instead))
-    assert re.search(message, verdict(path, cut))
+def test_a_mutant_is_found(cut: Cut, text: str, instead: str, message: str, mutants: Path) -> None:
+    assert re.search(message, verdict(mutated(SOURCE, text, instead, mutants), cut))
 
 
 @pytest.mark.parametrize("cut", [SMALL, LARGE])
