@@ -12,6 +12,7 @@ from dsv4.errors import Violation
 pytest.importorskip("triton")
 from tests.kernels.moe.emulated import pack
 
+from dsv4.kernels.moe import fold as fold_module
 from dsv4.kernels.moe.fold import SPREAD, Folded, fold, rows_in_order
 
 VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -49,7 +50,10 @@ def checkpoint_with(scales: Tensor) -> cases.Checkpoint:
     return at
 
 
-def test_folding_is_exact() -> None:
+@pytest.mark.parametrize("at_once", [1, 2 * 512 * 256, fold_module.AT_ONCE])
+def test_folding_is_exact(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many experts it takes at once."""
+    monkeypatch.setattr(fold_module, "AT_ONCE", at_once)
     at = cases.make_checkpoint(torch.device("cpu"), hidden=512, width=256)
     at.w1_scale[:] = torch.randint(100, 101 + SPREAD, at.w1_scale.shape)
     packed = pack(at)
