@@ -924,6 +924,7 @@ inline void matrix_fence() { world.self->fenced = true; }
 inline void matrix_commit() { emulation::issue(world.self->index / emulation::GROUP, true); }
 template <int RUNNING> inline void matrix_wait() { emulation::wait_products(RUNNING); }
 template <int N> inline void settled(float (&)[N]) {}
+template <int N> inline void kept(const u32 (&)[N]) {}
 
 template <int N> inline void product(float (&d)[N], u64 a, u64 b, u32 add) {
     emulation::start(d, 2 * N, a, b, add != 0, nullptr);

@@ -309,6 +309,12 @@ template <int N> DEVICE void settled(float (&d)[N]) {
     UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i]) :: "memory");
 }
 
+// Products read an operand in registers until they have ended, while the compiler takes it for read when they start: what
+// is in them stays up to here.
+template <int N> DEVICE void kept(const u32 (&x)[N]) {
+    UNROLL for (int i = 0; i < N; i++) asm volatile("" :: "r"(x[i]) : "memory");
+}
+
 #include "products.cuh"
 
 }  // namespace machine

@@ -125,7 +125,7 @@ struct Scorer {
         place_queries();
         const Operand q(base, 16, 1024);
         for (; tile < end; tile++) {
-            u32 codes[4][4];       // of each product of 32 channels; made anew: products read them until they end
+            u32 codes[4][4];       // of each product of 32 channels
             float scale[2];
             UNROLL for (u32 r = 0; r < 2; r++) {
                 const Table of(coming.scales[r], lane);
@@ -141,6 +141,7 @@ struct Scorer {
             if (tile + 1 < end) coming.load(page(table, tile + 1), first, lane);
             matrix_wait<0>();
             settled(d);
+            UNROLL for (u32 k = 0; k < 4; k++) kept(codes[k]);
             score(d, scale, tile * i32(PAGE) + i32(first));
         }
     }

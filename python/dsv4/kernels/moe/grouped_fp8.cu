@@ -227,6 +227,7 @@ template <bool GATED> struct Consumer {
     template <u32 VALUES> DEVICE void add(float (&sum)[VALUES], float (&d)[VALUES]) {
         matrix_wait<0>();
         settled(d);
+        kept(codes);
         MARK(3);
         UNROLL for (u32 k = 0; k < VALUES; k += 16) {
             const Words scales = load_shared(base + ring.stage * STAGE + SF + k * 4 + lane % 4 * 16);
