@@ -8,10 +8,11 @@ of those pairs.
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -105,6 +106,29 @@ def alternate(graphs: Sequence[torch.cuda.CUDAGraph], replays: int) -> list[list
             end.record()
     torch.cuda.synchronize()
     return [[marks[r][g].elapsed_time(ends[r][g]) * 1e3 for r in range(replays)] for g in range(len(graphs))]
+
+
+def medians(
+    calls: Mapping[str, Sequence[Call]], replays: int, settle_s: float
+) -> tuple[dict[str, float], list[list[float]]]:
+    """Microseconds of a call by name, and of every replay of all its calls; the graphs take turns."""
+    graphs = [capture(made) for made in calls.values()]
+    settle(graphs, settle_s)
+    times = alternate(graphs, replays)
+    return {n: round(statistics.median(t) / len(calls[n]), 2) for n, t in zip(calls, times, strict=True)}, times
+
+
+def say(part: str, **row: object) -> None:
+    """A line of a visit's part (visit.py), which also says that it is alive."""
+    print(json.dumps({"part": part} | row), flush=True)
+
+
+def run_parts(parts: Mapping[str, Callable[[], None]], names: Sequence[str]) -> None:
+    """A visit's parts in this process, each with a line when it has ended."""
+    for name in names:
+        parts[name]()
+        torch.cuda.synchronize()
+        say(name, ended=True)
 
 
 def measure(case: Case) -> Iterator[dict[str, object]]:

@@ -18,10 +18,8 @@ Lines of JSON go to FILE as they come, a table is printed last. Status 1 unless 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Collection
-from pathlib import Path
 
 from benches.kernels.visit import Row, Visit
 
@@ -60,13 +58,7 @@ def table(rows: list[Row]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=80)
-    args = parser.parse_args()
-    rows, done = VISIT.make(args.out, args.seconds)
-    table(rows)
-    return int(not {"compile", "right-1", "right-2"} <= done)
+    return VISIT.main(__doc__, table, must={"compile", "right-1", "right-2"}, seconds=80)
 
 
 if __name__ == "__main__":

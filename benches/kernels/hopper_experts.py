@@ -9,7 +9,7 @@ hopper_experts_parts.py does the work (visit.py: a kernel that hangs costs its o
     small      a layer of eight small experts against the float32 reference, the same bits again and again
     right      Flash's layer: three tokens of each size against the reference, and their bits alone
     times      CUDA, Triton and Humming, graph by graph in turns, whole chains, uniform and Zipf
-    launches   gather, up, gather, down at 8,192 tokens, each alone
+    launches   permute, place, up, place, down at 8,192 and 1,024 tokens, each alone
     variants   `up` with something left out, to see what a stage waits for
     timeline   cycles of a block's stages
 
@@ -18,9 +18,7 @@ Lines of JSON go to FILE as they come, a table is printed last. Status 1 unless 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benches.kernels.visit import Row, Visit
 
@@ -45,13 +43,7 @@ def table(rows: list[Row]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=150)
-    args = parser.parse_args()
-    rows, done = VISIT.make(args.out, args.seconds)
-    table(rows)
-    return int(not {"compile", "small", "right"} <= done)
+    return VISIT.main(__doc__, table, must={"compile", "small", "right"}, seconds=150)
 
 
 if __name__ == "__main__":

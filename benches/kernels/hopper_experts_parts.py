@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import torch
 from benches.kernels.bench_moe import LIMIT, OF_128_CHANNELS, C, Checkpoint, E, K, M, choose, rounded
-from benches.kernels.harness import Call, alternate, capture, settle
+from benches.kernels.harness import Call, medians, run_parts, say
 from benches.kernels.moe_peers import Humming
 from torch import Tensor
 
@@ -30,13 +28,10 @@ from dsv4.kernels.moe.weights import Experts, empty_experts, put
 from dsv4.kernels.quant.reference import dequantise_mxfp4, fake_fp8
 
 DEVICE = "cuda"
+SETTLE_S = 0.3
 SMALL = (1, 2, 40, 300, 1500)  # tokens
 FLASH = (1, 64, 1024, 8192)
 TIMED = tuple(itertools.product((8192, 1024, 4096, 2048, 256, 64, 8, 1), ("uniform", "zipf")))
-
-
-def say(part: str, **row: object) -> None:
-    print(json.dumps({"part": part} | row), flush=True)
 
 
 def rows_of(T: int, width: int = C) -> Tensor:
@@ -177,14 +172,6 @@ def right() -> None:
         raise SystemExit(f"right: {bad} tokens are wrong")
 
 
-def medians(calls: dict[str, list[Call]], replays: int) -> dict[str, float]:
-    """Microseconds of a call, by name."""
-    graphs = [capture(made) for made in calls.values()]
-    settle(graphs, 0.3)
-    times = alternate(graphs, replays)
-    return {name: round(statistics.median(t) / len(calls[name]), 2) for name, t in zip(calls, times, strict=True)}
-
-
 @functools.cache
 def humming() -> list[Humming]:
     at = checkpoint()
@@ -200,8 +187,13 @@ def times() -> None:
         }
         for peer in humming():
             calls["humming"] = [peer.chain(*given) for given in sets]
-        us = medians(calls, 9)
+        us, _ = medians(calls, 9, SETTLE_S)
         say("times", T=T, routing=routing, us=us, tflops=6 * T * K * C * M / us["cuda"] / 1e6)
+
+
+def alone(call: Call) -> float:
+    """Microseconds of a launch."""
+    return medians({"": [call] * 2}, 9, SETTLE_S)[0][""]
 
 
 def steps_of(T: int) -> Iterator[tuple[str, float, Call]]:
@@ -223,7 +215,7 @@ def steps_of(T: int) -> Iterator[tuple[str, float, Call]]:
 def launches() -> None:
     for T in (8192, 1024):
         for name, flop, call in steps_of(T):
-            us = medians({name: [call] * 2}, 9)[name]
+            us = alone(call)
             say("launches", T=T, launch=name, us=us, tflops=round(flop / us / 1e6, 1))
 
 
@@ -279,7 +271,7 @@ def variants() -> None:
             module = Module(compiler().cubin(path, "sm_90a")[0])
         changed = replace(kernels, up=module.kernel("grouped_up", hopper.THREADS, hopper.SHARED_BYTES))
         hopper.kernels_on = lambda _, changed=changed: changed  # type: ignore[assignment]
-        us = medians({name: [call] * 2}, 9)[name]
+        us = alone(call)
         say("variants", variant=name, us=us, tflops=round(flop / us / 1e6, 1))
 
 
@@ -328,10 +320,7 @@ PARTS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     torch.manual_seed(0)
-    for name in sys.argv[1:]:
-        PARTS[name]()
-        torch.cuda.synchronize()
-        say(name, ended=True)
+    run_parts(PARTS, sys.argv[1:])
 
 
 if __name__ == "__main__":

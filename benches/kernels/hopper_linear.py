@@ -20,9 +20,7 @@ Lines of JSON go to FILE as they come, a table is printed last. Status 1 unless 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benches.kernels.visit import Row, Visit
 
@@ -64,13 +62,7 @@ NAMES = ("cuda", "triton", "deepgemm")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=100)
-    args = parser.parse_args()
-    rows, done = VISIT.make(args.out, args.seconds)
-    table(rows)
-    return int(not {"compile", "right", "bits"} <= done)
+    return VISIT.main(__doc__, table, must={"compile", "right", "bits"}, seconds=100)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 from benches.kernels.bench_linear import deep_gemm_peer, workspace
-from benches.kernels.harness import Call, alternate, capture, settle
+from benches.kernels.harness import Call, medians, run_parts, say
 from benches.kernels.linear_inputs import FLASH, Product, rows_of, weight_of, wide, wide_rows
 from torch import Tensor
 
@@ -36,13 +35,10 @@ ODD = Product("none", "odd", 0, 384, 1152), Product("none", "eight", 0, 512, 409
 TRITON_BITS = ((64, "q_a+kv"), (300, "q_a+kv"), (64, "shared w2"), (300, "shared w2"), (300, "q_b"))
 TOLERANCE = 3e-3  # against float64: a result in bf16 is off by 1.7e-3
 TOUCHED = 200e6  # bytes of one round of calls
+SETTLE_S = 0.15
 PROCESSES = 8
 
 Given = tuple[Fp8Rows, Fp8Weight]
-
-
-def say(part: str, **row: object) -> None:
-    print(json.dumps({"part": part} | row), flush=True)
 
 
 def given(p: Product, T: int) -> Given:
@@ -184,14 +180,6 @@ def sets_of(p: Product, T: int) -> list[Given]:
     return [given(p, T) for _ in range(int(max(2, min(96, TOUCHED // p.bytes(T)))))]
 
 
-def medians(calls: dict[str, list[Call]], replays: int) -> tuple[dict[str, float], list[list[float]]]:
-    """Microseconds of a call by name, and of every replay of all its calls; the graphs take turns."""
-    graphs = [capture(made) for made in calls.values()]
-    settle(graphs, 0.15)
-    times = alternate(graphs, replays)
-    return {n: round(statistics.median(t) / len(calls[n]), 2) for n, t in zip(calls, times, strict=True)}, times
-
-
 def calls_of(name: str, sets: Sequence[Given]) -> list[Call]:
     """By one implementation; a name is bound when a list is made, not when it is called."""
     return [lambda x=x, w=w: linear(name, x, w) for x, w in sets]  # type: ignore[misc]
@@ -204,7 +192,7 @@ def times() -> None:
         peer = deep_gemm_call(p, T, sets)
         if peer is not None:
             calls["deepgemm"] = [peer(i) for i in range(len(sets))]
-        us, each = medians(calls, 15)
+        us, each = medians(calls, 15, SETTLE_S)
         row: dict[str, object] = {"us": us, "cut": chosen(p, T)}
         row["tflops"] = round(p.flops(T) / us[CUDA] / 1e6, 1)
         row["gbps"] = round(p.bytes(T) / us[CUDA] / 1e3, 1)
@@ -225,7 +213,7 @@ def launches(p: Product, sets: Sequence[Given], out: Tensor, cut: hopper.Cut) ->
 def cuts() -> None:
     for T, p in itertools.product(BATCHES, PRODUCTS):
         sets, out = sets_of(p, T), torch.empty(T, p.N, device="cuda", dtype=torch.bfloat16)
-        us, _ = medians({name: launches(p, sets, out, cut) for name, cut in cuts_of(p, T).items()}, 9)
+        us, _ = medians({name: launches(p, sets, out, cut) for name, cut in cuts_of(p, T).items()}, 9, SETTLE_S)
         say("cuts", product=p.name, M=T, chosen=chosen(p, T), best=min(us, key=lambda name: us[name]), us=us)
 
 
@@ -257,7 +245,7 @@ def variants() -> None:
         for variant in VARIANTS:
             changed = replace(serving, entries={cut.shape: entry(cut.shape, variant)})
             calls[variant] = [by_kernels(changed, call) for call in launches(p, sets, out, cut)]
-        us, _ = medians(calls, 9)
+        us, _ = medians(calls, 9, SETTLE_S)
         say("variants", product=p.name, M=T, kernel=cut.shape.kernel, us=us)
 
 
@@ -341,10 +329,7 @@ def main() -> None:
         os.nice(5)
         share(int(sys.argv[1].removeprefix("--share=")))
         return
-    for name in sys.argv[1:]:
-        PARTS[name]()
-        torch.cuda.synchronize()
-        say(name, ended=True)
+    run_parts(PARTS, sys.argv[1:])
 
 
 if __name__ == "__main__":

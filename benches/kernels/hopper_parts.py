@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 from benches.kernels import triton_attention
 from benches.kernels.bench_sparse_decode import SHAPES as ALL
 from benches.kernels.bench_sparse_decode import Bench
-from benches.kernels.harness import Case, alternate, capture, measure, settle
+from benches.kernels.harness import Case, alternate, capture, measure, run_parts, say, settle
 from tests.kernels.attention.paged import Kind, tokens
 from torch import Tensor
 
@@ -36,10 +35,6 @@ EDGES: tuple[tuple[Kind, list[int], int], ...] = (
 )
 TOLERANCE = 3e-3  # against float64; the reference rounds its weights, too, so 4e-3 against that
 Given = tuple[Any, ...]
-
-
-def say(part: str, **row: object) -> None:
-    print(json.dumps({"part": part} | row), flush=True)
 
 
 @functools.cache
@@ -191,10 +186,7 @@ def main() -> None:
     if parts[0] == "--one-block":  # two of them were wrong
         hopper.cut_of = one_block
         del parts[0]
-    for name in parts:
-        PARTS[name]()
-        torch.cuda.synchronize()
-        say(name, ended=True)
+    run_parts(PARTS, parts)
 
 
 if __name__ == "__main__":

@@ -83,10 +83,11 @@ def main() -> int:
         return 0
     stored = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     before = {key(row): row for row in stored}
-    bad, lines = 0, []
+    bad, lines, seen = 0, [], set[str]()
     for part in parts(args.only):
         torch.manual_seed(args.seed)
         for case in importlib.import_module(f"benches.kernels.bench_{part}").cases():
+            seen.add(case.op)
             if args.ops and case.op not in args.ops.split(","):
                 continue
             try:
@@ -108,6 +109,9 @@ def main() -> int:
                 print(show(row), flush=True)
                 with args.out.open("a") as out:
                     out.write(json.dumps(row) + "\n")
+    if args.ops and not set(args.ops.split(",")) <= seen:
+        print(f"--ops {args.ops}: these parts have {sorted(seen)}")
+        bad += 1
     print(f"{len(lines)} lines, {bad} bad")
     return int(bad > 0)
 

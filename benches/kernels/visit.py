@@ -6,6 +6,7 @@ part prints is JSON with its name under "part", and a part that has ended says {
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import queue
@@ -49,6 +50,18 @@ class Visit:
     variables: dict[str, str]
     shown: Collection[str]
     flags: Callable[[Collection[str]], list[str]] = no_flags
+
+    def main(
+        self, doc: str | None, table: Callable[[list[Row]], None], *, must: Collection[str], seconds: float
+    ) -> int:
+        """The command: --out and --seconds, the table last; 0 if the parts that must have ended well did."""
+        parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--seconds", type=float, default=seconds)
+        args = parser.parse_args()
+        rows, done = self.make(args.out, args.seconds)
+        table(rows)
+        return int(not set(must) <= done)
 
     def make(self, out: Path, seconds: float) -> tuple[list[Row], set[str]]:
         """Rows, which also go to `out` as they come, and the parts that ended well; all within so many seconds."""

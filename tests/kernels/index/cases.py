@@ -49,3 +49,16 @@ class Case:
         padded = torch.nn.functional.pad(keys, (0, 0, 0, -len(keys) % 64)).unsqueeze(0)
         found = reference.scores(self.q[t : t + 1].float(), self.w[t : t + 1], padded, bf16=False)
         return found[0, : len(keys)]
+
+
+def far_apart() -> tuple[Case, Tensor]:
+    """A token whose FP4 keys have scales up to 2^11 apart, and some 2^12, which count as zeros; its exact scores."""
+    case = Case([259], "fp4")
+    case.q = torch.randint(-3, 4, (1, 64, 128)).float().to(torch.float8_e4m3fn)
+    case.w = torch.ones(1, 64)
+    scales = case.pool[int(case.table[0, 0]), 64 * 64 :].view(64, 4)
+    scales[:] = torch.tensor([120, 125, 131, 122], dtype=torch.uint8)  # 131 - 120 = 11
+    scales[1::2, 0] = 119
+    keys = gather(case.pool, case.slots[0], case.layout)
+    keys[1:64:2, :32] = 0
+    return case, (case.q[0].double() @ keys.double().T).clamp_min(0).sum(0)

@@ -10,10 +10,9 @@ from tests.kernels.closeness import assert_bits
 from tests.kernels.cuda.emulate import compiler, library
 
 pytest.importorskip("triton")
-from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case
+from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case, far_apart
 from tests.kernels.index.emulated import run
 
-from dsv4.kernels.cache.reference import gather
 from dsv4.kernels.index import hopper
 
 pytestmark = [
@@ -60,16 +59,7 @@ def test_a_query_that_is_nan_spoils_its_own_token_only(kernels: ctypes.CDLL) -> 
 
 
 def test_fp4_scales_up_to_2_to_the_11_apart_are_exact(kernels: ctypes.CDLL) -> None:
-    case = Case([259], "fp4")
-    case.q = torch.randint(-3, 4, (1, 64, 128)).float().to(torch.float8_e4m3fn)
-    case.w = torch.ones(1, 64)
-    page = int(case.table[0, 0])
-    scales = case.pool[page, 64 * 64 :].view(64, 4)
-    scales[:] = torch.tensor([120, 125, 131, 122], dtype=torch.uint8)  # 131 - 120 = 11
-    scales[1::2, 0] = 119  # 2^12 below the largest: counts as zeros
-    keys = gather(case.pool, case.slots[0], case.layout)
-    keys[1:64:2, :32] = 0
-    want = (case.q[0].double() @ keys.double().T).clamp_min(0).sum(0)
+    case, want = far_apart()
     error = (run(kernels, case)[0, :65].double() - want).norm() / want.norm()
     assert error < 1e-6, "float32 products of exact values"
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case, Kind
+from tests.kernels.index.cases import TOLERANCE, UNTOUCHED, Case, Kind, far_apart
 
 from dsv4.errors import Violation
-from dsv4.kernels.cache.reference import gather
 from dsv4.kernels.index import hopper, logits
 
 
@@ -63,16 +62,7 @@ def test_a_nan_key_spoils_its_own_score_only(device: torch.device) -> None:
 
 
 def test_fp4_scales_up_to_2_to_the_11_apart_are_exact(device: torch.device) -> None:
-    case = Case([259], "fp4")
-    case.q = torch.randint(-3, 4, (1, 64, 128)).float().to(torch.float8_e4m3fn)
-    case.w = torch.ones(1, 64)
-    for page in case.table[0, :1].tolist():
-        scales = case.pool[page, 64 * 64 :].view(64, 4)
-        scales[:] = torch.tensor([120, 125, 131, 122], dtype=torch.uint8)  # 131 - 120 = 11
-        scales[1::2, 0] = 119  # 2^12 below the largest: counts as zeros
-    keys = gather(case.pool, case.slots[0], case.layout)
-    keys[1:64:2, :32] = 0
-    want = (case.q[0].double() @ keys.double().T).clamp_min(0).sum(0)
+    case, want = far_apart()
     error = (case.run(device)[0, :65].double() - want).norm() / want.norm()
     assert error < TOLERANCE
     if device.type == "cpu":  # float32 products of exact values

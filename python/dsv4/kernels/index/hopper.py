@@ -16,7 +16,7 @@ from dsv4.kernels.cuda.device import Kernel, Module
 
 SOURCE = Path(__file__).with_name("scores.cu")
 THREADS, SHARED_BYTES = 128, 8192
-PAGE, RATIO = 64, 4
+PAGE, RATIO = 64, 4  # keys of a page, tokens per key
 BESIDE = 5  # blocks of a multiprocessor, as the source says
 MOST_TILES = 32  # of a block
 

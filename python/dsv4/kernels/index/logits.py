@@ -22,9 +22,9 @@ from dsv4.kernels.contract import expect
 from dsv4.kernels.cuda.choice import CUDA
 from dsv4.kernels.index import hopper
 from dsv4.kernels.index.choice import choice
+from dsv4.kernels.index.hopper import PAGE, RATIO
 
-HEADS, DIM, PAGE = 64, 128, 64
-RATIO = 4  # tokens per index key
+HEADS, DIM = 64, 128
 PAGE_BYTES = {"fp8": PAGE * (DIM + 4), "fp4": PAGE * (DIM // 2 + 4)}
 _TILE, _WARPS = 128, 4  # keys of one product, warps of one block
 
